@@ -1,0 +1,8 @@
+//! What tensors are made of: element types, and views of host memory that the engine may touch.
+#![allow(unsafe_code, reason = "raw views of buffers in flight live here")]
+
+mod dtype;
+mod span;
+
+pub use dtype::{DType, Element, ReduceOp};
+pub(crate) use span::{Piece, RawSlice};
