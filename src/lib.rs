@@ -1,7 +1,9 @@
 //! kolo: a data-parallel training runtime.
 
 mod error;
+mod os;
 mod tensor;
+mod transport;
 
 pub use error::{Error, Failure, Mismatch, Result};
 pub use half::{bf16, f16};
