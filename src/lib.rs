@@ -1,8 +1,11 @@
 //! kolo: a data-parallel training runtime.
 
+mod device;
 mod error;
+mod plan;
 mod tensor;
 
 pub use error::{Error, Failure, Mismatch, Result};
 pub use half::{bf16, f16};
+pub use plan::Algorithm;
 pub use tensor::{DType, Element, ReduceOp};
