@@ -2,6 +2,7 @@
 
 mod error;
 mod tensor;
+mod transport;
 
 pub use error::{Error, Failure, Mismatch, Result};
 pub use half::{bf16, f16};
