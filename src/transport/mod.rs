@@ -4,7 +4,10 @@
 #![allow(unsafe_code, reason = "MPI and shared memory are spoken to here")]
 
 pub(crate) mod bootstrap;
+#[cfg(feature = "mpi")]
+pub(crate) mod mpi;
 pub(crate) mod sim;
+mod stamp;
 
 use crate::error::{Error, Result};
 
