@@ -1,19 +1,12 @@
 //! kolo: a data-parallel training runtime.
 
-mod collective;
-mod communicator;
-mod config;
 mod device;
-mod engine;
 mod error;
-mod event;
 mod os;
 mod plan;
 mod tensor;
-mod topology;
 mod transport;
 
-pub use communicator::Communicator;
 pub use error::{Error, Failure, Mismatch, Result};
 pub use half::{bf16, f16};
 pub use plan::Algorithm;
