@@ -1,8 +1,11 @@
 //! kolo: a data-parallel training runtime.
 
+mod config;
 mod error;
+mod event;
 mod tensor;
 
+pub use config::{Alias, Knob, knobs, knobs_help};
 pub use error::{Error, Failure, Mismatch, Result};
 pub use half::{bf16, f16};
 pub use tensor::{DType, Element, ReduceOp};
