@@ -3,7 +3,9 @@
 mod config;
 mod error;
 mod event;
+mod os;
 mod tensor;
+mod transport;
 
 pub use config::{Alias, Knob, knobs, knobs_help};
 pub use error::{Error, Failure, Mismatch, Result};

@@ -1,0 +1,261 @@
+//! Memory that several processes map.
+//!
+//! Room is reserved (`fallocate`) before it is mapped: memory that is missing is then an error with advice, and never a
+//! SIGBUS at the first touch. A new mapping is zero. It is unmapped on drop.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::ptr::{self, NonNull};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, SealFlags};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::process::{Resource, getrlimit};
+use rustix::shm;
+
+use crate::error::{Error, Result};
+
+/// A shared mapping of this process.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    ptr: NonNull<u8>,
+    len: usize,
+    /// Kept where peers open it through `/proc`.
+    fd: Option<OwnedFd>,
+}
+
+// SAFETY: a Mapping is an address range that it alone unmaps; it gives out its address and never reads or writes there.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; its methods take no part in what threads do to the memory.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Memory of this process (and of nobody else), for ranks that are its threads.
+    pub(crate) fn anonymous(len: usize) -> Result<Self> {
+        let len = whole_pages(len)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
+        let ptr = unsafe {
+            mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)
+        }
+        .map_err(|error| refused(&format!("mapping {len} bytes of memory"), len, error))?;
+        Ok(Self { ptr: non_null(ptr), len, fd: None })
+    }
+
+    /// Memory with a descriptor, which peers of the same user open with [`Mapping::open_proc_fd`]. It has no name in any
+    /// directory, so that nothing stays behind however the processes end, and `/dev/shm` need not be large.
+    pub(crate) fn memfd(name: &str, len: usize) -> Result<Self> {
+        let len = whole_pages(len)?;
+        let what = format!("reserving {len} bytes of shared memory ('{name}')");
+        check_limits(&what, len)?;
+        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+            .map_err(|error| refused(&what, len, error))?;
+        reserve(&fd, &what, len)?;
+        // Nobody can make it shorter from now on, which would be a SIGBUS for the others.
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+            .map_err(|error| refused(&what, len, error))?;
+        Self::map(fd, len, &what, true)
+    }
+
+    /// Memory with a name below `/dev/shm`, for hosts where peers cannot open a memfd. Nobody but this user can open it;
+    /// a name that exists is an error. Call [`Mapping::shm_unlink`] once every peer has mapped it.
+    pub(crate) fn shm_create(name: &str, len: usize) -> Result<Self> {
+        let len = whole_pages(len)?;
+        let what = format!("reserving {len} bytes in /dev/shm{name}");
+        check_limits(&what, len)?;
+        let flags = shm::OFlags::CREATE | shm::OFlags::EXCL | shm::OFlags::RDWR;
+        let fd =
+            shm::open(name, flags, Mode::RUSR | Mode::WUSR).map_err(|error| refused(&what, len, error))?;
+        let mapping = reserve(&fd, &what, len).and_then(|()| Self::map(fd, len, &what, false));
+        if mapping.is_err() {
+            // The reason above is what the caller must hear; a name that stays would only be a second one.
+            drop(Self::shm_unlink(name));
+        }
+        mapping
+    }
+
+    /// Maps what a peer made with [`Mapping::shm_create`].
+    pub(crate) fn shm_open(name: &str, len: usize) -> Result<Self> {
+        let len = whole_pages(len)?;
+        let what = format!("opening /dev/shm{name}");
+        let fd =
+            shm::open(name, shm::OFlags::RDWR, Mode::empty()).map_err(|error| refused(&what, len, error))?;
+        check_file(&fd, &what, len)?;
+        Self::map(fd, len, &what, false)
+    }
+
+    /// Removes a name that [`Mapping::shm_create`] made. The memory lives until the last mapping goes.
+    pub(crate) fn shm_unlink(name: &str) -> Result<()> {
+        shm::unlink(name).map_err(|error| Error::system(format!("removing /dev/shm{name}"), error))
+    }
+
+    /// Maps the memory that the process `pid` holds as its descriptor `fd` ([`Mapping::memfd`]).
+    pub(crate) fn open_proc_fd(pid: u32, fd: RawFd, len: usize) -> Result<Self> {
+        let len = whole_pages(len)?;
+        let what = format!("opening the shared memory of process {pid} (/proc/{pid}/fd/{fd})");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_CLOEXEC)
+            .open(format!("/proc/{pid}/fd/{fd}"))
+            .map_err(|error| {
+                let advice = match error.kind() {
+                    io::ErrorKind::PermissionDenied => {
+                        "; the ranks of a host must run as one user and be allowed to look into each other's /proc"
+                    }
+                    io::ErrorKind::NotFound => {
+                        "; the process ended, or lives in another pid namespace"
+                    }
+                    _ => "",
+                };
+                Error::system(format!("{what}{advice}"), error)
+            })?;
+        let fd = OwnedFd::from(file);
+        check_file(&fd, &what, len)?;
+        Self::map(fd, len, &what, false)
+    }
+
+    fn map(fd: OwnedFd, len: usize, what: &str, keep: bool) -> Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
+        let ptr = unsafe {
+            mmap(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
+        }
+        .map_err(|error| refused(what, len, error))?;
+        Ok(Self { ptr: non_null(ptr), len, fd: keep.then_some(fd) })
+    }
+
+    /// The first byte. Page aligned.
+    pub(crate) fn ptr(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    /// Bytes: what was asked for, in whole pages.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The descriptor to tell peers, of memory that has one.
+    pub(crate) fn fd(&self) -> Option<RawFd> {
+        self.fd.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Enters the pages of a part into this process's page table now, so that the first use takes no faults. Best called
+    /// by the rank that will write the part. Where the kernel cannot (before Linux 5.14), the first use takes them.
+    pub(crate) fn populate(&self, start: usize, len: usize) -> Result<()> {
+        let page = rustix::param::page_size();
+        assert!(start <= self.len && len <= self.len - start, "{start}+{len} of {} bytes", self.len);
+        let first = start / page * page;
+        let len = start + len - first;
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: the range lies inside this mapping; populating changes no byte of it.
+        let answer = unsafe { madvise(self.ptr.as_ptr().add(first).cast(), len, Advice::LinuxPopulateWrite) };
+        match answer {
+            Ok(()) | Err(Errno::INVAL | Errno::INTR) => Ok(()),
+            Err(error) => Err(refused(&format!("touching {len} bytes of memory"), len, error)),
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by this value; whoever holds pointers into it also holds this value.
+        let answer = unsafe { munmap(self.ptr.as_ptr().cast(), self.len) };
+        debug_assert!(answer.is_ok(), "munmap of a whole mapping: {answer:?}");
+    }
+}
+
+fn non_null(ptr: *mut std::ffi::c_void) -> NonNull<u8> {
+    NonNull::new(ptr.cast()).expect("the kernel maps nothing at address zero unless told to")
+}
+
+fn whole_pages(len: usize) -> Result<usize> {
+    let rounded = len.checked_next_multiple_of(rustix::param::page_size());
+    match rounded {
+        Some(len) if len > 0 && isize::try_from(len).is_ok() => Ok(len),
+        _ => Err(Error::argument(format!("{len} bytes of shared memory cannot be mapped"))),
+    }
+}
+
+/// Reserves the room. Without it, writing to a mapping of a full file system is a SIGBUS.
+fn reserve(fd: &impl AsFd, what: &str, len: usize) -> Result<()> {
+    loop {
+        match rustix::fs::fallocate(fd, FallocateFlags::empty(), 0, len as u64) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(refused(what, len, error)),
+        }
+    }
+}
+
+/// Finds what the kernel would answer with a signal: a file beyond the size limit (SIGXFSZ), memory that is not there
+/// (the OOM killer).
+fn check_limits(what: &str, len: usize) -> Result<()> {
+    if let Some(limit) = getrlimit(Resource::Fsize).current
+        && len as u64 > limit
+    {
+        let advice =
+            format!("{what}: the limit on file sizes is {limit} bytes; raise it (`ulimit -f unlimited`)");
+        return Err(Error::system(advice, Errno::FBIG));
+    }
+    // Reading the file costs more than a small reservation could harm.
+    const WORTH_A_LOOK: usize = 16 << 20;
+    if len >= WORTH_A_LOOK
+        && let Some(available) = available_memory()
+        && len as u64 > available
+    {
+        return Err(refused(&format!("{what}: {available} bytes are available"), len, Errno::NOMEM));
+    }
+    Ok(())
+}
+
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Refuses a file that is not what a peer of this job made: too short (a SIGBUS later), or of another user.
+fn check_file(fd: &OwnedFd, what: &str, len: usize) -> Result<()> {
+    let stat = rustix::fs::fstat(fd).map_err(|error| Error::system(what.to_owned(), error))?;
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    if size < len as u64 {
+        let text = format!(
+            "{what}: it has {size} bytes, not {len}; all ranks must run the same build with the same settings"
+        );
+        return Err(Error::system(text, Errno::INVAL));
+    }
+    let user = rustix::process::geteuid().as_raw();
+    if stat.st_uid != user {
+        let owner = stat.st_uid;
+        let text =
+            format!("{what}: it belongs to user {owner}, and this is user {user}; run all ranks as one user");
+        return Err(Error::system(text, Errno::PERM));
+    }
+    Ok(())
+}
+
+/// The error of a reservation, with what to do about it.
+fn refused(what: &str, len: usize, error: Errno) -> Error {
+    let mib = len.div_ceil(1 << 20);
+    let advice = match error {
+        Errno::NOSPC => format!(
+            "; /dev/shm has less than {mib} MiB free: enlarge it (`mount -o remount,size=..  /dev/shm`, \
+             `docker run --shm-size=..`), remove what others left there, or set KOLO_SHARED_RESERVE lower"
+        ),
+        Errno::NOMEM => format!(
+            "; {mib} MiB of memory are not there: start fewer ranks on this host, raise the memory limit of the \
+             container, or set KOLO_SHARED_RESERVE lower"
+        ),
+        Errno::MFILE | Errno::NFILE => "; raise the limit on open files (`ulimit -n`)".to_owned(),
+        Errno::EXIST => "; a job that was killed may have left it: remove it".to_owned(),
+        Errno::ACCESS | Errno::PERM => {
+            "; a security profile forbids it: allow shared memory for this container".to_owned()
+        }
+        _ => String::new(),
+    };
+    Error::system(format!("{what}{advice}"), error)
+}
