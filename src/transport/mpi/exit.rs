@@ -1,0 +1,224 @@
+//! How MPI starts and ends in this process: once each, both on one thread that kolo keeps for it.
+//!
+//! MPI wants to be finalised by the thread that initialised it, and users start kolo on any thread they like. So MPI
+//! lives on a thread of its own, asleep between the two. At process exit, `atexit` asks it to finalise, but only after
+//! an orderly run: no kolo is left alive, and nothing failed. Otherwise MPI is left as it is, and its launcher sees a
+//! process that ended without saying goodbye and ends the job with an error, which is the truth.
+
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::call::{serial, serial_within};
+use crate::error::{Error, Result};
+
+static STATE: Mutex<State> = Mutex::new(State {
+    home: Home::None,
+    live: BTreeMap::new(),
+    next: 0,
+    hooked: false,
+});
+static CHANGED: Condvar = Condvar::new();
+static FAILED: AtomicBool = AtomicBool::new(false);
+/// The process that MPI belongs to; 0 before there is one. A forked child has another number and does nothing.
+static OWNER: AtomicU32 = AtomicU32::new(0);
+
+struct State {
+    home: Home,
+    live: BTreeMap<u64, Box<dyn FnOnce() + Send>>,
+    next: u64,
+    hooked: bool,
+}
+
+/// Where the thread that keeps MPI stands.
+enum Home {
+    /// kolo has started no MPI here.
+    None,
+    Starting,
+    /// It refused to start, or was too slow.
+    Broken(Error),
+    Running(c_int),
+    /// The process exits.
+    Ending,
+    Over,
+}
+
+fn lock() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether this process is the one that started MPI, and not a fork of it.
+pub(super) fn is_owner() -> bool {
+    OWNER.load(Ordering::Relaxed) == std::process::id()
+}
+
+/// Keeps MPI from being finalised at exit, because something failed. Pending transfers are leaked from now on.
+pub(crate) fn mark_failed(why: &str) {
+    if !FAILED.swap(true, Ordering::AcqRel) {
+        log::debug!("MPI will not be finalised: {why}");
+    }
+}
+
+/// Whether [`mark_failed`] was called.
+pub(super) fn failed() -> bool {
+    FAILED.load(Ordering::Acquire)
+}
+
+/// A running kolo. While one exists, an exit of the process is a failure.
+#[derive(Debug)]
+pub(crate) struct LiveGuard {
+    number: u64,
+}
+
+impl LiveGuard {
+    /// `on_exit` runs on the thread that exits, if the guard still exists then. Thread-local storage may be gone.
+    pub(super) fn new(on_exit: impl FnOnce() + Send + 'static) -> Self {
+        let mut state = lock();
+        let number = state.next;
+        state.next += 1;
+        state.live.insert(number, Box::new(on_exit));
+        Self { number }
+    }
+}
+
+impl Drop for LiveGuard {
+    fn drop(&mut self) {
+        // In a forked child the lock may be held for ever by a thread that exists only in the parent.
+        if is_owner() {
+            let callback = lock().live.remove(&self.number);
+            drop(callback);
+        }
+    }
+}
+
+/// Makes [`at_exit`] run when this process exits.
+///
+/// Registered after MPI has started, so it runs before whatever MPI registered itself.
+pub(super) fn watch_exit() -> Result<()> {
+    let mut state = lock();
+    if !state.hooked {
+        // SAFETY: a plain function that stays loaded as long as the library that registers it.
+        if unsafe { libc::atexit(at_exit) } != 0 {
+            return Err(Error::system(
+                "registering kolo's end with atexit; free some memory",
+                std::io::Error::from(std::io::ErrorKind::OutOfMemory),
+            ));
+        }
+        state.hooked = true;
+        OWNER.store(std::process::id(), Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Starts MPI on a thread of its own and returns the thread level that it grants.
+///
+/// # Errors
+///
+/// MPI's own, and a timeout: MPI waits in here for every rank of the launcher.
+pub(super) fn start_home(deadline: Duration) -> Result<c_int> {
+    {
+        let mut state = lock();
+        match &state.home {
+            Home::None => state.home = Home::Starting,
+            Home::Broken(error) => return Err(error.clone()),
+            Home::Running(level) => return Ok(*level),
+            Home::Starting | Home::Ending | Home::Over => {
+                return Err(Error::config("MPI starts once in a process, and this one is already ending it"));
+            }
+        }
+    }
+    let spawned = std::thread::Builder::new().name("kolo-mpi".to_owned()).spawn(home);
+    let mut state = lock();
+    if let Err(source) = spawned {
+        let error = Error::system("starting the thread that keeps MPI; raise the limit of threads", source);
+        state.home = Home::Broken(error.clone());
+        return Err(error);
+    }
+    let end = Instant::now() + deadline;
+    loop {
+        match &state.home {
+            Home::Running(level) => return Ok(*level),
+            Home::Broken(error) => return Err(error.clone()),
+            _ => {}
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let error = Error::Timeout {
+                what: "starting MPI".into(),
+                waited: deadline,
+                missing: "MPI_Init_thread waits for a rank; make every process that the launcher starts call \
+                          kolo::init, and see whether one died or cannot reach the others"
+                    .into(),
+            };
+            state.home = Home::Broken(error.clone());
+            mark_failed("it did not start");
+            return Err(error);
+        }
+        state = CHANGED.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+/// The life of the thread that keeps MPI.
+fn home() {
+    let started = serial().init();
+    let mut state = lock();
+    // The one who asked may have given up; then there is nothing to keep.
+    if !matches!(state.home, Home::Starting) {
+        return;
+    }
+    state.home = match started {
+        Ok(level) => Home::Running(level),
+        Err(error) => Home::Broken(error),
+    };
+    CHANGED.notify_all();
+    while matches!(state.home, Home::Running(_)) {
+        state = CHANGED.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+    if !matches!(state.home, Home::Ending) {
+        return;
+    }
+    drop(state);
+    // A thread that exits the process from within an MPI call keeps the lock; then there is no orderly end.
+    if let Some(mpi) = serial_within(Duration::from_secs(5)) {
+        // The application may have finalised an MPI that kolo started. There is nobody left to tell an error to.
+        if !mpi.finalized().unwrap_or(true) {
+            if let Err(error) = mpi.finalize() {
+                log::debug!("{error}");
+            }
+        }
+    }
+    lock().home = Home::Over;
+    CHANGED.notify_all();
+}
+
+/// Runs on the thread that exits. A panic must not leave it, and nothing here relies on thread-local storage.
+extern "C" fn at_exit() {
+    if !is_owner() {
+        return;
+    }
+    let live = std::mem::take(&mut lock().live);
+    if !live.is_empty() {
+        // Not through `mark_failed`: a logger may rely on thread-local storage.
+        FAILED.store(true, Ordering::Release);
+        for on_exit in live.into_values() {
+            // What a callback panics with has been reported by the panic hook; the process ends anyway.
+            drop(catch_unwind(AssertUnwindSafe(on_exit)));
+        }
+    }
+    if failed() {
+        return;
+    }
+    let mut state = lock();
+    if !matches!(state.home, Home::Running(_)) {
+        return;
+    }
+    state.home = Home::Ending;
+    CHANGED.notify_all();
+    // No deadline: finalising waits for ranks that still work, as it must. The launcher ends it if one dies.
+    while !matches!(state.home, Home::Over) {
+        state = CHANGED.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}

@@ -1,0 +1,307 @@
+//! Jobs under a real launcher: streams, mix-ups, and every way in which a process can end.
+
+use std::sync::Arc;
+
+use super::testing::{self, DEADLINE, Ending, under_bare_mpirun, under_mpirun, under_mpirun_ending};
+use super::world::Pace;
+use super::{MpiChannel, MpiJob, MpiWorld};
+use crate::error::{Error, Result};
+use crate::transport::Link;
+
+const PIECE: usize = 100_000;
+
+fn job(world: &Arc<MpiWorld>, id: u128) -> Arc<MpiJob> {
+    MpiJob::join(world, id, 7, DEADLINE).expect("the ranks agree")
+}
+
+fn all(world: &MpiWorld) -> Vec<u32> {
+    (0..world.size() as u32).collect()
+}
+
+fn channel(job: &Arc<MpiJob>, set: u32) -> MpiChannel {
+    MpiChannel::new(job, set, 1, all(job.world()), PIECE).expect("a good channel")
+}
+
+/// The n-th piece of a stream: its length jumps between nothing, eager and rendezvous sizes.
+fn piece(from: usize, to: usize, number: usize, salt: usize) -> Vec<u8> {
+    let mixed = (from * 7919 + to * 104_729 + number * 1_299_709 + salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
+    let length = match mixed % 5 {
+        0 => 0,
+        1 => mixed % 64,
+        2 => mixed % 5000,
+        3 => mixed % PIECE,
+        _ => PIECE,
+    };
+    (0..length).map(|i| (i * 31 + mixed) as u8).collect()
+}
+
+/// Streams `count` pieces between all pairs at once, in both directions, and checks each byte.
+fn stream(link: &mut MpiChannel, me: usize, size: usize, count: usize, salt: usize) -> Result<()> {
+    let (mut sent, mut received) = (vec![0; size], vec![0; size]);
+    let mut pace = Pace::new();
+    let peers: Vec<usize> = (0..size).filter(|&peer| peer != me).collect();
+    while !link.idle() || peers.iter().any(|&peer| sent[peer] < count || received[peer] < count) {
+        let mut moved = false;
+        for &peer in &peers {
+            if sent[peer] < count && link.try_send(peer, &piece(me, peer, sent[peer], salt))? {
+                sent[peer] += 1;
+                moved = true;
+            }
+            let expected = piece(peer, me, received[peer], salt);
+            let mut check = |bytes: &[u8]| assert!(bytes == expected, "piece {} of {peer}", received[peer]);
+            if received[peer] < count && link.try_recv(peer, &mut check)? {
+                received[peer] += 1;
+                moved = true;
+            }
+        }
+        link.progress()?;
+        if !moved {
+            pace.wait();
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn streams_between_all_pairs_arrive_whole_and_in_order() {
+    under_mpirun(&[2, 3, 4], |world| {
+        let mut link = channel(&job(world, 1), 0);
+        stream(&mut link, world.rank(), world.size(), 100, 0).expect("streaming");
+    });
+}
+
+#[test]
+fn sets_and_jobs_at_once_do_not_mix() {
+    under_mpirun(&[3], |world| {
+        let (first, second) = (job(world, 1), job(world, 2));
+        let mut links = [channel(&first, 0), channel(&first, 1), channel(&second, 0), channel(&second, 1)];
+        // Each thread drives one stream, so MPI sees all four threads, one at a time.
+        std::thread::scope(|scope| {
+            for (salt, link) in links.iter_mut().enumerate() {
+                let world = Arc::clone(world);
+                scope.spawn(move || stream(link, world.rank(), world.size(), 30, salt).expect("streaming"));
+            }
+        });
+    });
+}
+
+#[test]
+fn a_set_of_some_ranks_in_another_order_works() {
+    under_mpirun(&[3], |world| {
+        let job = job(world, 1);
+        let member = [None, Some(1), Some(0)][world.rank()];
+        let made = MpiChannel::new(&job, 5, 0, vec![2, 1], PIECE);
+        match member {
+            Some(me) => stream(&mut made.expect("a member"), me, 2, 20, 0).expect("streaming"),
+            None => assert!(matches!(made, Err(Error::Argument(_)))),
+        }
+        for ranks in [vec![0, 0], vec![0, 1, 2, 3], vec![]] {
+            assert!(matches!(MpiChannel::new(&job, 5, 0, ranks, PIECE), Err(Error::Argument(_))));
+        }
+    });
+}
+
+#[test]
+fn jobs_come_and_go_and_leave_nothing_behind() {
+    under_mpirun(&[2], |world| {
+        for id in 0..20 {
+            let mut link = channel(&job(world, id), 0);
+            // A small message that the peer never asks for, and receives that no message ever matches.
+            assert!(link.try_send(1 - world.rank(), &[id as u8]).expect("send"));
+            if id % 2 == 0 {
+                let mut got = false;
+                let mut pace = Pace::new();
+                while !got {
+                    got = link.try_recv(1 - world.rank(), &mut |bytes| assert_eq!(bytes, [id as u8])).expect("receive");
+                    pace.wait();
+                }
+            }
+        }
+        assert!(Arc::ptr_eq(world, &MpiWorld::start(None, DEADLINE).expect("the same world")));
+    });
+}
+
+#[test]
+fn ranks_that_join_different_jobs_are_told() {
+    under_mpirun(&[2], |world| {
+        let error = MpiJob::join(world, world.rank() as u128, 0, DEADLINE).expect_err("different jobs");
+        assert!(error.to_string().contains("joins another job"), "{error}");
+    });
+}
+
+/// Asks for pieces until there is an error.
+fn first_error(link: &mut MpiChannel, from: usize) -> Error {
+    let mut pace = Pace::new();
+    loop {
+        match link.try_recv(from, &mut |_| panic!("a wrong piece was handed over")) {
+            Ok(_) => pace.wait(),
+            Err(error) => return error,
+        }
+    }
+}
+
+#[test]
+fn a_piece_of_another_epoch_is_an_error_that_names_sender_and_values() {
+    under_mpirun_ending(Ending::Failure, &[2], |world| {
+        if world.rank() == 0 {
+            let stale = MpiJob::join(world, 1, 7, DEADLINE).expect("join");
+            let mut link = channel(&stale, 0);
+            link.pretend_epoch(6);
+            assert!(link.try_send(1, b"from the past").expect("send"));
+            testing::wait_for(1);
+        } else {
+            let mut link = channel(&job(world, 1), 0);
+            let error = first_error(&mut link, 0);
+            assert!(error.to_string().contains("rank 0"), "{error}");
+            assert!(error.to_string().contains("epoch 6, expected 7"), "{error}");
+            let again = link.try_send(0, b"").expect_err("final");
+            assert_eq!(again.to_string(), error.to_string());
+        }
+    });
+}
+
+#[test]
+fn a_piece_larger_than_agreed_is_an_error_in_words_of_mpi() {
+    under_mpirun_ending(Ending::Failure, &[2], |world| {
+        let job = job(world, 1);
+        if world.rank() == 0 {
+            let mut link = MpiChannel::new(&job, 0, 0, all(world), 2000).expect("a good channel");
+            assert!(link.try_send(1, &[1; 2000]).expect("send"));
+            testing::wait_for(1);
+        } else {
+            let mut link = MpiChannel::new(&job, 0, 0, all(world), 1000).expect("a good channel");
+            let error = first_error(&mut link, 0);
+            assert!(matches!(error, Error::Mpi { .. }), "{error:?}");
+            assert!(error.to_string().to_lowercase().contains("truncat"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn sends_that_nobody_receives_are_bounded_and_leaked_in_the_end() {
+    under_mpirun_ending(Ending::Failure, &[2], |world| {
+        let mut link = MpiChannel::new(&job(world, 1), 0, 0, all(world), 1 << 20).expect("a good channel");
+        if world.rank() == 0 {
+            let payload = vec![1; 1 << 20];
+            let mut sent = 0;
+            while link.try_send(1, &payload).expect("send") {
+                sent += 1;
+                assert!(sent < 1000, "sends to a deaf peer go on for ever");
+            }
+            assert!(!link.idle());
+            drop(link);
+            assert!(super::exit::failed());
+            testing::done();
+        }
+        testing::wait_for(0);
+    });
+}
+
+#[test]
+fn an_orderly_exit_from_any_thread_finalises() {
+    under_mpirun(&[2], |world| {
+        let guard = world.live_guard(|| panic!("it is dropped before the exit"));
+        drop(guard);
+        testing::done();
+        std::thread::scope(|scope| {
+            scope.spawn(|| std::process::exit(0));
+        });
+    });
+}
+
+#[test]
+fn an_exit_with_a_live_kolo_calls_back_and_fails_the_job() {
+    under_mpirun_ending(Ending::Failure, &[3], |world| {
+        if world.rank() == 1 {
+            // The mark is what the test checks, so it proves that the callback ran.
+            std::mem::forget(world.live_guard(testing::done));
+            std::process::exit(0);
+        }
+        testing::wait_for(1);
+        testing::done();
+        // Ends only because the launcher ends the job.
+        drop(world.allgather(b"", DEADLINE));
+        panic!("the launcher let a job go on that had lost a rank");
+    });
+}
+
+#[test]
+fn abort_ends_every_rank() {
+    under_mpirun_ending(Ending::Failure, &[3], |world| {
+        testing::done();
+        if world.rank() == 2 {
+            (0..3).for_each(testing::wait_for);
+            world.abort(3);
+        }
+        drop(world.allgather(b"", DEADLINE));
+        panic!("the job was not aborted");
+    });
+}
+
+#[test]
+fn a_forked_child_leaves_mpi_alone() {
+    under_mpirun(&[2], |world| {
+        let mut link = channel(&job(world, 1), 0);
+        assert!(!link.try_recv(1 - world.rank(), &mut |_| ()).expect("receive"));
+        let guard = world.live_guard(|| panic!("called in the parent or in the child"));
+        // SAFETY: the child only drops and exits, which is what this test is about.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            drop((link, guard));
+            std::process::exit(33);
+        }
+        let mut status = 0;
+        // SAFETY: waits for the child made above.
+        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+        assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, 33));
+        stream(&mut link, world.rank(), 2, 5, 0).expect("the parent goes on");
+        drop(guard);
+    });
+}
+
+#[test]
+fn an_mpi_of_the_application_is_adopted_and_left_to_it() {
+    under_bare_mpirun(Ending::Success, &[2], || {
+        use mpi::topology::{AsCommunicator, Communicator};
+        let asked = mpi::Threading::Serialized;
+        let (universe, granted) = mpi::initialize_with_threading(asked).expect("MPI starts once");
+        assert!(granted >= asked);
+        let whole = MpiWorld::start(None, DEADLINE).expect("adopted");
+        // Another order of ranks shows that the given communicator is used.
+        let reversed = universe.world().split_by_color_with_key(
+            mpi::topology::Color::with_value(0),
+            -universe.world().rank(),
+        );
+        let reversed = reversed.expect("a member");
+        let raw = mpi::raw::AsRaw::as_raw(&reversed.as_communicator());
+        let part = MpiWorld::start(Some(raw), DEADLINE).expect("adopted");
+        assert_eq!((whole.rank(), part.rank()), (universe.world().rank() as usize, 1 - whole.rank()));
+        for world in [&whole, &part] {
+            stream(&mut channel(&job(world, 1), 0), world.rank(), 2, 10, 0).expect("streaming");
+        }
+        drop(reversed);
+        // Finalises: had kolo done so at exit, or before, this job would fail.
+        drop(universe);
+    });
+}
+
+#[test]
+fn an_mpi_of_the_application_below_serialized_is_refused() {
+    under_bare_mpirun(Ending::Success, &[1], || {
+        let (_universe, granted) = mpi::initialize_with_threading(mpi::Threading::Single).expect("MPI starts once");
+        if granted < mpi::Threading::Serialized {
+            let error = MpiWorld::start(None, DEADLINE).expect_err("too low");
+            assert!(matches!(error, Error::Config(_)), "{error:?}");
+            assert!(error.to_string().contains("request MPI_THREAD_SERIALIZED"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn an_mpi_that_is_over_is_refused() {
+    under_bare_mpirun(Ending::Success, &[1], || {
+        drop(mpi::initialize().expect("MPI starts once"));
+        let error = MpiWorld::start(None, DEADLINE).expect_err("too late");
+        assert!(error.to_string().contains("already finalised"), "{error}");
+    });
+}
