@@ -2,6 +2,7 @@
 
 mod config;
 mod device;
+mod engine;
 mod error;
 mod event;
 mod os;

@@ -10,5 +10,7 @@ pub(crate) mod futex;
 pub(crate) mod host;
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod random;
+pub(crate) mod share;
 pub(crate) mod sync;
 pub(crate) mod time;

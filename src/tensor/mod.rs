@@ -2,7 +2,11 @@
 #![allow(unsafe_code, reason = "raw views of buffers in flight live here")]
 
 mod dtype;
+mod hold;
 mod span;
+mod traits;
 
 pub use dtype::{DType, Element, ReduceOp};
+pub(crate) use hold::Hold;
 pub(crate) use span::{Piece, RawSlice};
+pub use traits::Tensor;
