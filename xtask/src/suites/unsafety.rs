@@ -66,11 +66,13 @@ fn allowed(path: &Path) -> bool {
 /// What the unsafe code on this line is, if there is any. `below` are the lines from this one on.
 fn site(below: &[String]) -> Option<Site> {
     let code = &below[0];
-    let word = |at: usize| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+    let part_of_word = |c: char| c.is_alphanumeric() || c == '_';
+    let word =
+        |at: usize| !code[..at].ends_with(part_of_word) && !code[at + "unsafe".len()..].starts_with(part_of_word);
     let at = code.match_indices("unsafe").map(|(at, _)| at).find(|&at| word(at))?;
     let rest = code[at + "unsafe".len()..].trim_start();
     // An attribute or a lint's name.
-    if rest.starts_with(['(', ')', '_', ',']) {
+    if rest.starts_with(['(', ')', ',']) {
         return None;
     }
     // Texts are blanked, so `extern "C"` has lost its ABI.
@@ -159,7 +161,7 @@ mod tests {
 
     #[test]
     fn words_are_no_sites() {
-        let text = "#![deny(unsafe_code)]\n#[unsafe(no_mangle)]\n// unsafe {\nlet unsafe_one = \"unsafe {\";\nf: unsafe fn(u8),\n\
+        let text = "#![deny(unsafe_code)]\n#[unsafe(no_mangle)]\n// unsafe {\nmod unsafety;\nlet unsafe_one = \"unsafe {\";\nf: unsafe fn(u8),\n\
                     unsafe extern \"C\" {\n    pub unsafe fn g(x: [u8; 2]);\n}\ntype F = unsafe extern \"C\" fn(u8);\n";
         assert_eq!(check_text("src/plan/mod.rs", text), (0, vec![]));
     }
