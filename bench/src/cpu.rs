@@ -51,7 +51,11 @@ impl Meter {
     pub(crate) fn start() -> Result<Self> {
         // The clock is read last, and first in `stop`: reading /proc itself is not charged.
         let before = threads()?;
-        Ok(Self { before, cpu: cpu_seconds(), wall: Instant::now() })
+        Ok(Self {
+            before,
+            cpu: cpu_seconds(),
+            wall: Instant::now(),
+        })
     }
 
     /// Ends the stretch; `own_sleeps` are blockings of the measuring thread that are the measurement's and not the
@@ -71,7 +75,13 @@ impl Meter {
             wakeups += after.voluntary - before.voluntary;
             preemptions += after.involuntary - before.involuntary;
         }
-        Ok(Cost { cpu, wall, wakeups: wakeups.saturating_sub(own_sleeps), preemptions, threads: after.len() })
+        Ok(Cost {
+            cpu,
+            wall,
+            wakeups: wakeups.saturating_sub(own_sleeps),
+            preemptions,
+            threads: after.len(),
+        })
     }
 }
 
@@ -86,15 +96,21 @@ fn threads() -> Result<HashMap<u64, Switches>> {
     for entry in fs::read_dir("/proc/self/task").context("cannot list this process's threads")? {
         let path = entry.context("cannot list this process's threads")?.path();
         // A thread may end between the listing and the reading.
-        let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
+        let Ok(status) = fs::read_to_string(path.join("status")) else {
+            continue;
+        };
         threads.insert(thread_id(&path)?, switches(&status)?);
     }
     Ok(threads)
 }
 
 fn thread_id(path: &Path) -> Result<u64> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.parse().with_context(|| format!("'{}' is not a thread", path.display()))
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    name.parse()
+        .with_context(|| format!("'{}' is not a thread", path.display()))
 }
 
 fn switches(status: &str) -> Result<Switches> {
@@ -118,8 +134,19 @@ mod tests {
     #[test]
     fn reads_the_status_of_a_thread() {
         let status = "Name:\tx\nvoluntary_ctxt_switches:\t17\nnonvoluntary_ctxt_switches:\t4\n";
-        assert_eq!(switches(status).unwrap(), Switches { voluntary: 17, involuntary: 4 });
-        assert!(switches("Name:\tx\n").unwrap_err().to_string().contains("voluntary_ctxt_switches"));
+        assert_eq!(
+            switches(status).unwrap(),
+            Switches {
+                voluntary: 17,
+                involuntary: 4
+            }
+        );
+        assert!(
+            switches("Name:\tx\n")
+                .unwrap_err()
+                .to_string()
+                .contains("voluntary_ctxt_switches")
+        );
     }
 
     #[test]
