@@ -77,17 +77,8 @@ impl<T: Sample> Single<T> {
         pattern: &Rc<Pattern<T>>,
     ) -> Result<Self> {
         let input = Buffer::new(kolo, kind, count)?;
-        let output = if in_place {
-            None
-        } else {
-            Some(Buffer::new(kolo, kind, count)?)
-        };
-        Ok(Self {
-            input,
-            output,
-            pattern: Rc::clone(pattern),
-            iteration: 0,
-        })
+        let output = if in_place { None } else { Some(Buffer::new(kolo, kind, count)?) };
+        Ok(Self { input, output, pattern: Rc::clone(pattern), iteration: 0 })
     }
 }
 
@@ -108,10 +99,7 @@ impl<T: Sample> Work for Single<T> {
     }
 
     fn wrong(&self) -> u64 {
-        self.pattern.wrong(
-            self.output.as_ref().unwrap_or(&self.input),
-            shift(self.iteration, 0),
-        )
+        self.pattern.wrong(self.output.as_ref().unwrap_or(&self.input), shift(self.iteration, 0))
     }
 }
 
@@ -129,21 +117,9 @@ impl<T: Sample> List<T> {
     /// # Errors
     ///
     /// When the shared reserve is used up.
-    pub(crate) fn new(
-        kolo: &Kolo,
-        kind: Buffers,
-        counts: &[usize],
-        pattern: &Rc<Pattern<T>>,
-    ) -> Result<Self> {
-        let tensors = counts
-            .iter()
-            .map(|count| Buffer::new(kolo, kind, *count))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            tensors,
-            pattern: Rc::clone(pattern),
-            iteration: 0,
-        })
+    pub(crate) fn new(kolo: &Kolo, kind: Buffers, counts: &[usize], pattern: &Rc<Pattern<T>>) -> Result<Self> {
+        let tensors = counts.iter().map(|count| Buffer::new(kolo, kind, *count)).collect::<Result<_>>()?;
+        Ok(Self { tensors, pattern: Rc::clone(pattern), iteration: 0 })
     }
 }
 
@@ -164,8 +140,7 @@ impl<T: Sample> Work for List<T> {
     fn poison(&mut self) {}
 
     fn wrong(&self) -> u64 {
-        let wrong =
-            |(i, tensor): (usize, &Buffer<T>)| self.pattern.wrong(tensor, shift(self.iteration, i));
+        let wrong = |(i, tensor): (usize, &Buffer<T>)| self.pattern.wrong(tensor, shift(self.iteration, i));
         self.tensors.iter().enumerate().map(wrong).sum()
     }
 }

@@ -139,10 +139,7 @@ pub(crate) enum Peer {
 
 /// The name a value has on the command line.
 pub(crate) fn name_of(value: &impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map(|value| value.get_name().to_owned())
-        .unwrap_or_default()
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 impl Cli {
@@ -151,12 +148,9 @@ impl Cli {
     /// # Errors
     ///
     /// What is wrong and what to write instead; also `--help` and `--version`, as clap reports them.
-    pub(crate) fn from_args(
-        args: impl IntoIterator<Item = std::ffi::OsString>,
-    ) -> Result<Self, clap::Error> {
+    pub(crate) fn from_args(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
         let cli = Self::try_parse_from(args)?;
-        cli.check()
-            .map_err(|text| Self::command().error(ErrorKind::ValueValidation, text))?;
+        cli.check().map_err(|text| Self::command().error(ErrorKind::ValueValidation, text))?;
         Ok(cli)
     }
 
@@ -182,12 +176,7 @@ impl Cli {
         match &self.command {
             Command::Allreduce(args) => {
                 let size = args.element.dtype.size() as u64;
-                if let Some(bytes) = args
-                    .bytes
-                    .sizes()
-                    .into_iter()
-                    .find(|bytes| bytes % size != 0)
-                {
+                if let Some(bytes) = args.bytes.sizes().into_iter().find(|bytes| bytes % size != 0) {
                     return Err(format!(
                         "{bytes} bytes are not a whole number of {} elements ({size} bytes each); \
                          start --bytes at a multiple of {size}",
@@ -220,24 +209,19 @@ impl ElementArgs {
             ));
         }
         if self.op == ReduceOp::Average {
-            return Err(
-                "MPI has no operation for average; leave out --against to measure kolo alone, \
+            return Err("MPI has no operation for average; leave out --against to measure kolo alone, \
                         or use --op sum"
-                    .into(),
-            );
+                .into());
         }
         Ok(())
     }
 }
 
 fn parse_dtype(text: &str) -> Result<DType, String> {
-    DType::ALL
-        .into_iter()
-        .find(|dtype| dtype.name().eq_ignore_ascii_case(text))
-        .ok_or_else(|| {
-            let names: Vec<_> = DType::ALL.iter().map(|dtype| dtype.name()).collect();
-            format!("no such element type; use one of {}", names.join(", "))
-        })
+    DType::ALL.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
+        let names: Vec<_> = DType::ALL.iter().map(|dtype| dtype.name()).collect();
+        format!("no such element type; use one of {}", names.join(", "))
+    })
 }
 
 fn parse_op(text: &str) -> Result<ReduceOp, String> {
@@ -246,13 +230,10 @@ fn parse_op(text: &str) -> Result<ReduceOp, String> {
         "prod" => "product".to_owned(),
         other => other.to_owned(),
     };
-    ReduceOp::ALL
-        .into_iter()
-        .find(|op| op.name() == short)
-        .ok_or_else(|| {
-            let names: Vec<_> = ReduceOp::ALL.iter().map(|op| op.name()).collect();
-            format!("no such operation; use one of {}", names.join(", "))
-        })
+    ReduceOp::ALL.into_iter().find(|op| op.name() == short).ok_or_else(|| {
+        let names: Vec<_> = ReduceOp::ALL.iter().map(|op| op.name()).collect();
+        format!("no such operation; use one of {}", names.join(", "))
+    })
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {
@@ -284,53 +265,30 @@ mod tests {
         )
         .unwrap();
         assert!(cli.has_peer());
-        let Command::Allreduce(args) = cli.command else {
-            panic!("not an allreduce")
-        };
+        let Command::Allreduce(args) = cli.command else { panic!("not an allreduce") };
         assert_eq!(args.bytes.sizes().len(), 14);
-        assert_eq!(
-            (args.element.dtype, args.element.op),
-            (DType::F32, ReduceOp::Sum)
-        );
-        assert_eq!(
-            (args.api, args.buffers, args.in_place),
-            (Api::Communicator, Buffers::Private, true)
-        );
-        assert_eq!(
-            (args.contest.against, args.contest.rounds),
-            (vec![Peer::Mpi], 7)
-        );
+        assert_eq!((args.element.dtype, args.element.op), (DType::F32, ReduceOp::Sum));
+        assert_eq!((args.api, args.buffers, args.in_place), (Api::Communicator, Buffers::Private, true));
+        assert_eq!((args.contest.against, args.contest.rounds), (vec![Peer::Mpi], 7));
         assert_eq!(args.contest.json, Some("out.json".into()));
 
-        let cli = parse("kolo-bench list --preset bert-large --against mpi,mpi-fused --rounds 3")
-            .unwrap();
-        let Command::List(args) = cli.command else {
-            panic!("not a list")
-        };
+        let cli = parse("kolo-bench list --preset bert-large --against mpi,mpi-fused --rounds 3").unwrap();
+        let Command::List(args) = cli.command else { panic!("not a list") };
         assert_eq!(args.preset, Preset::BertLarge);
         assert_eq!(args.contest.against, [Peer::Mpi, Peer::MpiFused]);
 
         let cli = parse("kolo-bench idle --seconds 5 --json idle.json").unwrap();
         assert!(!cli.has_peer());
-        let Command::Idle(args) = cli.command else {
-            panic!("not idle")
-        };
+        let Command::Idle(args) = cli.command else { panic!("not idle") };
         assert_eq!(args.seconds, 5.0);
-        let Command::Late(args) = parse("kolo-bench late --seconds 1").unwrap().command else {
-            panic!("not late")
-        };
+        let Command::Late(args) = parse("kolo-bench late --seconds 1").unwrap().command else { panic!("not late") };
         assert_eq!(args.seconds, 1.0);
     }
 
     #[test]
     fn defaults() {
-        let Command::Allreduce(args) = parse("kolo-bench allreduce").unwrap().command else {
-            panic!()
-        };
-        assert_eq!(
-            (args.contest.rounds, args.api, args.in_place),
-            (7, Api::Communicator, false)
-        );
+        let Command::Allreduce(args) = parse("kolo-bench allreduce").unwrap().command else { panic!() };
+        assert_eq!((args.contest.rounds, args.api, args.in_place), (7, Api::Communicator, false));
         assert!(args.contest.against.is_empty());
     }
 
@@ -338,14 +296,8 @@ mod tests {
     fn bad_arguments_say_what_to_write() {
         for (line, words) in [
             ("allreduce --dtype f64", "multiple of 8"),
-            (
-                "allreduce --dtype f16 --bytes 2 --against mpi",
-                "no type for f16",
-            ),
-            (
-                "allreduce --op avg --against mpi",
-                "no operation for average",
-            ),
+            ("allreduce --dtype f16 --bytes 2 --against mpi", "no type for f16"),
+            ("allreduce --op avg --against mpi", "no operation for average"),
             ("list --dtype bf16 --against mpi-fused", "no type for bf16"),
             ("allreduce --against mpi-fused", "the list command"),
             ("allreduce --dtype f8", "use one of f16, bf16, f32"),

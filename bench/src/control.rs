@@ -44,9 +44,7 @@ impl Control {
     ///
     /// Those of kolo.
     pub(crate) fn new(kolo: &Kolo) -> Result<Self> {
-        Ok(Self {
-            communicator: kolo.communicator()?,
-        })
+        Ok(Self { communicator: kolo.communicator()? })
     }
 
     /// Every rank's values, by rank. All ranks pass equally many.

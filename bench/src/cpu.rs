@@ -51,11 +51,7 @@ impl Meter {
     pub(crate) fn start() -> Result<Self> {
         // The clock is read last, and first in `stop`: reading /proc itself is not charged.
         let before = threads()?;
-        Ok(Self {
-            before,
-            cpu: cpu_seconds(),
-            wall: Instant::now(),
-        })
+        Ok(Self { before, cpu: cpu_seconds(), wall: Instant::now() })
     }
 
     /// Ends the stretch; `own_sleeps` are blockings of the measuring thread that are the measurement's and not the
@@ -75,13 +71,7 @@ impl Meter {
             wakeups += after.voluntary - before.voluntary;
             preemptions += after.involuntary - before.involuntary;
         }
-        Ok(Cost {
-            cpu,
-            wall,
-            wakeups: wakeups.saturating_sub(own_sleeps),
-            preemptions,
-            threads: after.len(),
-        })
+        Ok(Cost { cpu, wall, wakeups: wakeups.saturating_sub(own_sleeps), preemptions, threads: after.len() })
     }
 }
 
@@ -105,12 +95,8 @@ fn threads() -> Result<HashMap<u64, Switches>> {
 }
 
 fn thread_id(path: &Path) -> Result<u64> {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    name.parse()
-        .with_context(|| format!("'{}' is not a thread", path.display()))
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.parse().with_context(|| format!("'{}' is not a thread", path.display()))
 }
 
 fn switches(status: &str) -> Result<Switches> {
@@ -120,10 +106,7 @@ fn switches(status: &str) -> Result<Switches> {
             .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
             .with_context(|| format!("/proc gives no {name}"))
     };
-    Ok(Switches {
-        voluntary: field("voluntary_ctxt_switches:")?,
-        involuntary: field("nonvoluntary_ctxt_switches:")?,
-    })
+    Ok(Switches { voluntary: field("voluntary_ctxt_switches:")?, involuntary: field("nonvoluntary_ctxt_switches:")? })
 }
 
 #[cfg(test)]
@@ -134,19 +117,8 @@ mod tests {
     #[test]
     fn reads_the_status_of_a_thread() {
         let status = "Name:\tx\nvoluntary_ctxt_switches:\t17\nnonvoluntary_ctxt_switches:\t4\n";
-        assert_eq!(
-            switches(status).unwrap(),
-            Switches {
-                voluntary: 17,
-                involuntary: 4
-            }
-        );
-        assert!(
-            switches("Name:\tx\n")
-                .unwrap_err()
-                .to_string()
-                .contains("voluntary_ctxt_switches")
-        );
+        assert_eq!(switches(status).unwrap(), Switches { voluntary: 17, involuntary: 4 });
+        assert!(switches("Name:\tx\n").unwrap_err().to_string().contains("voluntary_ctxt_switches"));
     }
 
     #[test]

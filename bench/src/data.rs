@@ -45,9 +45,7 @@ pub(crate) struct Pattern<T> {
 
 impl<T: Sample> Pattern<T> {
     pub(crate) fn new(rank: usize, ranks: usize, op: ReduceOp) -> Self {
-        let own = (0..PERIOD)
-            .map(|i| T::of(value(op, rank, ranks, i), 1))
-            .collect();
+        let own = (0..PERIOD).map(|i| T::of(value(op, rank, ranks, i), 1)).collect();
         let expected = (0..PERIOD)
             .map(|i| {
                 let values = (0..ranks).map(|rank| value(op, rank, ranks, i));
@@ -62,11 +60,7 @@ impl<T: Sample> Pattern<T> {
             })
             .collect();
         // No reduction of the values gives it: sums end at 255, products at 6.
-        Self {
-            own,
-            expected,
-            poison: T::of(250, 1),
-        }
+        Self { own, expected, poison: T::of(250, 1) }
     }
 
     /// Writes this rank's input.
@@ -94,21 +88,13 @@ impl<T: Sample> Pattern<T> {
         tiles(data.len(), shift)
             .map(|(chunk, tile)| (&data[chunk], &self.expected[tile]))
             .filter(|(got, expected)| got != expected)
-            .map(|(got, expected)| {
-                got.iter()
-                    .zip(expected)
-                    .filter(|(got, expected)| got != expected)
-                    .count() as u64
-            })
+            .map(|(got, expected)| got.iter().zip(expected).filter(|(got, expected)| got != expected).count() as u64)
             .sum()
     }
 }
 
 /// Cuts `0..len` where the pattern, entered at `shift`, starts over: (part of the data, part of the pattern).
-fn tiles(
-    len: usize,
-    shift: usize,
-) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> {
+fn tiles(len: usize, shift: usize) -> impl Iterator<Item = (std::ops::Range<usize>, std::ops::Range<usize>)> {
     let mut at = 0;
     let mut tile = shift % PERIOD;
     std::iter::from_fn(move || {
@@ -148,11 +134,7 @@ fn random(seed: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn reduce<T: Sample + std::ops::Add<Output = T>>(
-        ranks: usize,
-        len: usize,
-        shift: usize,
-    ) -> Vec<T> {
+    fn reduce<T: Sample + std::ops::Add<Output = T>>(ranks: usize, len: usize, shift: usize) -> Vec<T> {
         let mut sum = vec![T::of(0, 1); len];
         let mut data = sum.clone();
         for rank in 0..ranks {
@@ -166,20 +148,10 @@ mod tests {
 
     fn sums_are_expected<T: Sample + std::ops::Add<Output = T>>() {
         for ranks in [1, 2, 3, 16] {
-            for (len, shift) in [
-                (0, 0),
-                (1, 5),
-                (PERIOD - 1, 1),
-                (3 * PERIOD + 7, PERIOD - 1),
-                (100, 3 * PERIOD),
-            ] {
+            for (len, shift) in [(0, 0), (1, 5), (PERIOD - 1, 1), (3 * PERIOD + 7, PERIOD - 1), (100, 3 * PERIOD)] {
                 let sum = reduce::<T>(ranks, len, shift);
                 let pattern = Pattern::<T>::new(0, ranks, ReduceOp::Sum);
-                assert_eq!(
-                    pattern.wrong(&sum, shift),
-                    0,
-                    "{ranks} ranks, {len} values, shift {shift}"
-                );
+                assert_eq!(pattern.wrong(&sum, shift), 0, "{ranks} ranks, {len} values, shift {shift}");
             }
         }
     }
@@ -206,10 +178,7 @@ mod tests {
         let mut bad = good.clone();
         bad.rotate_left(1 << 14);
         assert!(pattern.wrong(&bad, 17) > 1 << 14);
-        assert!(
-            pattern.wrong(&good, 18) > 1 << 14,
-            "another iteration's result"
-        );
+        assert!(pattern.wrong(&good, 18) > 1 << 14, "another iteration's result");
         let mut bad = good.clone();
         pattern.poison(&mut bad[100..200]);
         assert_eq!(pattern.wrong(&bad, 17), 100);
@@ -218,31 +187,15 @@ mod tests {
     #[test]
     fn other_operations() {
         let expected = |op| Pattern::<f32>::new(0, 3, op).expected;
-        let values: Vec<Vec<f32>> = (0..3)
-            .map(|rank| Pattern::<f32>::new(rank, 3, ReduceOp::Sum).own)
-            .collect();
-        let (average, min, max) = (
-            expected(ReduceOp::Average),
-            expected(ReduceOp::Min),
-            expected(ReduceOp::Max),
-        );
+        let values: Vec<Vec<f32>> = (0..3).map(|rank| Pattern::<f32>::new(rank, 3, ReduceOp::Sum).own).collect();
+        let (average, min, max) = (expected(ReduceOp::Average), expected(ReduceOp::Min), expected(ReduceOp::Max));
         for i in 0..PERIOD {
             let (a, b, c) = (values[0][i], values[1][i], values[2][i]);
-            assert_eq!(
-                (average[i], min[i], max[i]),
-                ((a + b + c) / 3.0, a.min(b).min(c), a.max(b).max(c))
-            );
+            assert_eq!((average[i], min[i], max[i]), ((a + b + c) / 3.0, a.min(b).min(c), a.max(b).max(c)));
         }
-        assert!(
-            expected(ReduceOp::Product)
-                .iter()
-                .all(|product| *product == 6.0)
-        );
+        assert!(expected(ReduceOp::Product).iter().all(|product| *product == 6.0));
         let average = Pattern::<i32>::new(0, 2, ReduceOp::Average);
-        let (a, b) = (
-            value(ReduceOp::Average, 0, 2, 9),
-            value(ReduceOp::Average, 1, 2, 9),
-        );
+        let (a, b) = (value(ReduceOp::Average, 0, 2, 9), value(ReduceOp::Average, 1, 2, 9));
         assert_eq!(i64::from(average.expected[9]), (a + b) / 2);
     }
 
@@ -251,9 +204,6 @@ mod tests {
         let pattern = Pattern::<f64>::new(0, 1, ReduceOp::Sum);
         let mut data = vec![-1.0; 64];
         pattern.touch(&mut data, 3);
-        assert!(
-            data.chunks(8)
-                .all(|line| line[0] != -1.0 && line[1] == -1.0)
-        );
+        assert!(data.chunks(8).all(|line| line[0] != -1.0 && line[1] == -1.0));
     }
 }

@@ -38,10 +38,7 @@ impl Machines {
     /// When `/proc` does not tell, or the ranks cannot communicate.
     pub(crate) fn survey(control: &mut Control, host: &str) -> Result<Self> {
         let status = read("/proc/self/status")?;
-        let cpus = status
-            .lines()
-            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
-            .unwrap_or_default();
+        let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
         let place = Place {
             machine: read("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
             host: host.to_owned(),
@@ -49,10 +46,7 @@ impl Machines {
             quota: quota(),
         };
         let mut bytes = serde_json::to_vec(&place)?;
-        anyhow::ensure!(
-            bytes.len() <= PLACE_BYTES,
-            "the list of CPUs is too long: {cpus}"
-        );
+        anyhow::ensure!(bytes.len() <= PLACE_BYTES, "the list of CPUs is too long: {cpus}");
         bytes.resize(PLACE_BYTES, b' ');
         let places = control
             .gather(&bytes)?
@@ -64,11 +58,7 @@ impl Machines {
 
     /// The number of hosts, by name.
     pub(crate) fn hosts(&self) -> usize {
-        self.places
-            .iter()
-            .map(|place| &place.host)
-            .collect::<BTreeSet<_>>()
-            .len()
+        self.places.iter().map(|place| &place.host).collect::<BTreeSet<_>>().len()
     }
 
     /// The cores that the ranks of all machines may use together.
@@ -78,9 +68,7 @@ impl Machines {
 
     /// The ranks and cores of the first machine that has more ranks than cores.
     pub(crate) fn oversubscribed(&self) -> Option<(usize, usize)> {
-        self.by_machine()
-            .into_iter()
-            .find(|(ranks, cores)| ranks > cores)
+        self.by_machine().into_iter().find(|(ranks, cores)| ranks > cores)
     }
 
     /// (ranks, cores) of each machine.
@@ -112,11 +100,7 @@ impl Machines {
             .into_iter()
             .map(|(at, ranks)| {
                 let ranks: Vec<String> = ranks.iter().map(ToString::to_string).collect();
-                format!(
-                    "{at}: rank{} {}",
-                    if ranks.len() == 1 { "" } else { "s" },
-                    ranks.join(",")
-                )
+                format!("{at}: rank{} {}", if ranks.len() == 1 { "" } else { "s" }, ranks.join(","))
             })
             .collect();
         let shared = match self.oversubscribed() {
@@ -131,8 +115,7 @@ impl Machines {
             if self.hosts() == 1 { "" } else { "s" },
             self.cores(),
             cpu_model(),
-            fs::read_to_string("/proc/loadavg")
-                .map_or_else(|_| "unknown".into(), |load| first_words(&load, 3)),
+            fs::read_to_string("/proc/loadavg").map_or_else(|_| "unknown".into(), |load| first_words(&load, 3)),
             affinity.join("; "),
         )
     }
@@ -143,20 +126,13 @@ fn read(path: &str) -> Result<String> {
 }
 
 fn first_words(text: &str, words: usize) -> String {
-    text.split_whitespace()
-        .take(words)
-        .collect::<Vec<_>>()
-        .join(" ")
+    text.split_whitespace().take(words).collect::<Vec<_>>().join(" ")
 }
 
 fn cpu_model() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     info.lines()
-        .find_map(|line| {
-            line.strip_prefix("model name")?
-                .split_once(':')
-                .map(|(_, name)| name.trim().to_owned())
-        })
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim().to_owned()))
         .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
@@ -174,10 +150,7 @@ fn parse_cpus(list: &str) -> BTreeSet<usize> {
 /// Cores that the control groups of this process admit, rounded up: the tightest on the way to the root.
 fn quota() -> Option<usize> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = groups
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))?
-        .trim();
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?.trim();
     let mut group = std::path::PathBuf::from("/sys/fs/cgroup").join(path.trim_start_matches('/'));
     let mut least: Option<usize> = None;
     loop {
@@ -191,13 +164,7 @@ fn quota() -> Option<usize> {
     // The older hierarchy has the two numbers in files of their own.
     let old = |name| fs::read_to_string(format!("/sys/fs/cgroup/cpu/{name}")).ok();
     if let (Some(quota), Some(period)) = (old("cpu.cfs_quota_us"), old("cpu.cfs_period_us")) {
-        least = [
-            least,
-            parse_quota(&format!("{} {}", quota.trim(), period.trim())),
-        ]
-        .into_iter()
-        .flatten()
-        .min();
+        least = [least, parse_quota(&format!("{} {}", quota.trim(), period.trim()))].into_iter().flatten().min();
     }
     least
 }
@@ -205,12 +172,8 @@ fn quota() -> Option<usize> {
 /// `200000 100000` is two cores; `max 100000` and `-1 100000` are no limit.
 fn parse_quota(text: &str) -> Option<usize> {
     let mut words = text.split_whitespace();
-    let (quota, period) = (
-        words.next()?.parse::<i64>().ok()?,
-        words.next()?.parse::<i64>().ok()?,
-    );
-    (quota > 0 && period > 0)
-        .then(|| quota.div_euclid(period) as usize + usize::from(quota % period != 0))
+    let (quota, period) = (words.next()?.parse::<i64>().ok()?, words.next()?.parse::<i64>().ok()?);
+    (quota > 0 && period > 0).then(|| quota.div_euclid(period) as usize + usize::from(quota % period != 0))
 }
 
 #[cfg(test)]
@@ -218,20 +181,12 @@ mod tests {
     use super::*;
 
     fn place(machine: &str, host: &str, cpus: &str, quota: Option<usize>) -> Place {
-        Place {
-            machine: machine.into(),
-            host: host.into(),
-            cpus: cpus.into(),
-            quota,
-        }
+        Place { machine: machine.into(), host: host.into(), cpus: cpus.into(), quota }
     }
 
     #[test]
     fn lists_of_cpus() {
-        assert_eq!(
-            parse_cpus("0-3,8").into_iter().collect::<Vec<_>>(),
-            [0, 1, 2, 3, 8]
-        );
+        assert_eq!(parse_cpus("0-3,8").into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 8]);
         assert_eq!(parse_cpus("1").len(), 1);
         assert!(parse_cpus("").is_empty());
     }
@@ -247,17 +202,8 @@ mod tests {
 
     #[test]
     fn bound_ranks_share_the_union_of_their_cores() {
-        let machines = Machines {
-            places: vec![place("m", "a", "0", None), place("m", "a", "1", None)],
-        };
-        assert_eq!(
-            (
-                machines.hosts(),
-                machines.cores(),
-                machines.oversubscribed()
-            ),
-            (1, 2, None)
-        );
+        let machines = Machines { places: vec![place("m", "a", "0", None), place("m", "a", "1", None)] };
+        assert_eq!((machines.hosts(), machines.cores(), machines.oversubscribed()), (1, 2, None));
     }
 
     #[test]
@@ -273,22 +219,14 @@ mod tests {
         assert_eq!(machines.oversubscribed(), Some((3, 2)));
         assert_eq!((machines.hosts(), machines.cores()), (3, 4));
         let header = machines.header("Open MPI");
-        assert!(
-            header.contains("oversubscribed: 3 ranks on 2 cores"),
-            "{header}"
-        );
+        assert!(header.contains("oversubscribed: 3 ranks on 2 cores"), "{header}");
         assert!(header.contains("a CPUs 0-1: ranks 0,1"), "{header}");
         assert!(header.lines().all(|line| line.starts_with('#')), "{header}");
     }
 
     #[test]
     fn a_quota_counts_as_cores() {
-        let machines = Machines {
-            places: vec![
-                place("m", "a", "0-7", Some(1)),
-                place("m", "a", "0-7", Some(1)),
-            ],
-        };
+        let machines = Machines { places: vec![place("m", "a", "0-7", Some(1)), place("m", "a", "0-7", Some(1))] };
         assert_eq!(machines.oversubscribed(), Some((2, 1)));
     }
 }

@@ -50,20 +50,11 @@ fn main() -> ExitCode {
 fn run(kolo: &Kolo, cli: &Cli) -> Result<()> {
     let mut control = Control::new(kolo)?;
     let machines = Machines::survey(&mut control, kolo.host())?;
-    let mpi = if cli.has_peer() {
-        Some(attach(&machines)?)
-    } else {
-        None
-    };
+    let mpi = if cli.has_peer() { Some(attach(&machines)?) } else { None };
     if kolo.rank() == 0 {
         println!("{}", machines.header(&peer::library_version()));
     }
-    let mut job = Job {
-        kolo,
-        control,
-        machines,
-        mpi,
-    };
+    let mut job = Job { kolo, control, machines, mpi };
     match &cli.command {
         Command::Allreduce(args) => cases::allreduce::run(&mut job, args)?,
         Command::List(args) => cases::list::run(&mut job, args)?,
@@ -87,9 +78,7 @@ fn attach(machines: &Machines) -> Result<Mpi> {
 
 /// The rank that an MPI launcher gave this process.
 fn launched_rank() -> Option<String> {
-    ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok())
+    ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"].iter().find_map(|name| std::env::var(name).ok())
 }
 
 fn under_launcher() -> bool {

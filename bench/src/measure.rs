@@ -66,16 +66,10 @@ pub(crate) fn measure<W: Work>(
         let work = &mut works[contender.work];
         let wrong = validate(ranks, work, contender)?;
         samples.push(samples_for(warm_up(ranks, work, contender, batch)?));
-        outcomes.push(Outcome {
-            times: Times::default(),
-            wrong,
-            batch,
-        });
+        outcomes.push(Outcome { times: Times::default(), wrong, batch });
     }
     for _ in 0..rounds {
-        for ((contender, outcome), samples) in
-            contenders.iter_mut().zip(&mut outcomes).zip(&samples)
-        {
+        for ((contender, outcome), samples) in contenders.iter_mut().zip(&mut outcomes).zip(&samples) {
             let work = &mut works[contender.work];
             let mut times = Vec::with_capacity(*samples);
             for _ in 0..*samples {
@@ -113,11 +107,7 @@ fn sample<W: Work>(
 }
 
 /// One untimed operation into overwritten outputs: how many values are wrong on all ranks together.
-fn validate<W: Work>(
-    ranks: &mut impl Ranks,
-    work: &mut W,
-    contender: &mut Contender<'_, W>,
-) -> Result<u64> {
+fn validate<W: Work>(ranks: &mut impl Ranks, work: &mut W, contender: &mut Contender<'_, W>) -> Result<u64> {
     work.refresh();
     work.poison();
     (contender.run)(work)?;
@@ -220,14 +210,7 @@ mod tests {
         };
         let mut contenders = [contender('A'), contender('B')];
         let mut works = [Logged(Rc::clone(&log))];
-        let outcomes = measure(
-            &mut Slow(Rc::clone(&log)),
-            &mut works,
-            &mut contenders,
-            2,
-            batch,
-        )
-        .unwrap();
+        let outcomes = measure(&mut Slow(Rc::clone(&log)), &mut works, &mut contenders, 2, batch).unwrap();
         (log.take(), outcomes)
     }
 
@@ -236,24 +219,10 @@ mod tests {
         let (log, outcomes) = log_of(1);
         let warm = |name: &str| format!("rp{name}{}", format!("r|{name}").repeat(2));
         let round = |name: &str| format!("{}rp{name}", format!("r|{name}").repeat(3));
-        assert_eq!(
-            log,
-            [
-                warm("A"),
-                warm("B"),
-                round("A"),
-                round("B"),
-                round("A"),
-                round("B")
-            ]
-            .concat()
-        );
+        assert_eq!(log, [warm("A"), warm("B"), round("A"), round("B"), round("A"), round("B")].concat());
         assert_eq!(outcomes.len(), 2);
         for outcome in outcomes {
-            assert_eq!(
-                outcome.times.rounds, [[0.06; 3]; 2],
-                "the slowest rank's time counts"
-            );
+            assert_eq!(outcome.times.rounds, [[0.06; 3]; 2], "the slowest rank's time counts");
             // 2 on each of 2 ranks: once before, and in each round the last timed result and one more.
             assert_eq!(outcome.wrong, 4 * 5);
         }

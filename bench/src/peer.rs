@@ -2,10 +2,7 @@
 //!
 //! All calls come from the main thread while kolo is idle, on a duplicate of MPI_COMM_WORLD, so that neither's messages
 //! meet the other's.
-#![allow(
-    unsafe_code,
-    reason = "MPI's C interface: rsmpi's safe one has no reduction in place"
-)]
+#![allow(unsafe_code, reason = "MPI's C interface: rsmpi's safe one has no reduction in place")]
 
 use anyhow::{Context, Result, bail, ensure};
 use kolo::{DType, Element, ReduceOp};
@@ -42,14 +39,8 @@ impl Mpi {
         // SAFETY: MPI is initialised; the handle is written before it is read.
         unsafe {
             let mut comm = ffi::RSMPI_COMM_NULL;
-            check(
-                ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, &raw mut comm),
-                "MPI_Comm_dup",
-            )?;
-            check(
-                ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN),
-                "MPI_Comm_set_errhandler",
-            )?;
+            check(ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, &raw mut comm), "MPI_Comm_dup")?;
+            check(ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN), "MPI_Comm_set_errhandler")?;
             Ok(Self { comm })
         }
     }
@@ -65,10 +56,7 @@ impl Mpi {
     /// When MPI refuses.
     pub(crate) fn free(mut self) -> Result<()> {
         // SAFETY: the communicator is ours and nothing is in flight on it.
-        check(
-            unsafe { ffi::MPI_Comm_free(&raw mut self.comm) },
-            "MPI_Comm_free",
-        )
+        check(unsafe { ffi::MPI_Comm_free(&raw mut self.comm) }, "MPI_Comm_free")
     }
 
     /// Reduces `data` of all ranks into `data`.
@@ -76,22 +64,11 @@ impl Mpi {
     /// # Errors
     ///
     /// When MPI has no such type or operation, or refuses.
-    pub(crate) fn allreduce_in_place<T: Element>(
-        &self,
-        data: &mut [T],
-        op: ReduceOp,
-    ) -> Result<()> {
+    pub(crate) fn allreduce_in_place<T: Element>(&self, data: &mut [T], op: ReduceOp) -> Result<()> {
         let (count, datatype, op) = (count(data.len())?, datatype(T::DTYPE)?, operation(op)?);
         // SAFETY: `data` is exclusively ours for `count` elements of `datatype` until the blocking call returns.
         let code = unsafe {
-            ffi::MPI_Allreduce(
-                kolo_bench_in_place(),
-                data.as_mut_ptr().cast(),
-                count,
-                datatype,
-                op,
-                self.comm,
-            )
+            ffi::MPI_Allreduce(kolo_bench_in_place(), data.as_mut_ptr().cast(), count, datatype, op, self.comm)
         };
         check(code, "MPI_Allreduce")
     }
@@ -101,30 +78,13 @@ impl Mpi {
     /// # Errors
     ///
     /// When the lengths differ, MPI has no such type or operation, or refuses.
-    pub(crate) fn allreduce<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        op: ReduceOp,
-    ) -> Result<()> {
-        ensure!(
-            input.len() == output.len(),
-            "{} values cannot go into {}",
-            input.len(),
-            output.len()
-        );
+    pub(crate) fn allreduce<T: Element>(&self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
+        ensure!(input.len() == output.len(), "{} values cannot go into {}", input.len(), output.len());
         let (count, datatype, op) = (count(input.len())?, datatype(T::DTYPE)?, operation(op)?);
         // SAFETY: both slices hold `count` elements of `datatype`, do not overlap (one is exclusive), and live until the
         // blocking call returns.
         let code = unsafe {
-            ffi::MPI_Allreduce(
-                input.as_ptr().cast(),
-                output.as_mut_ptr().cast(),
-                count,
-                datatype,
-                op,
-                self.comm,
-            )
+            ffi::MPI_Allreduce(input.as_ptr().cast(), output.as_mut_ptr().cast(), count, datatype, op, self.comm)
         };
         check(code, "MPI_Allreduce")
     }
@@ -150,11 +110,7 @@ pub(crate) fn check_waiting(ranks: usize, cores: usize) -> Result<()> {
     }
 }
 
-fn judge_waiting(
-    library: &str,
-    cvar: c_int,
-    environment: Option<&str>,
-) -> Result<(), &'static str> {
+fn judge_waiting(library: &str, cvar: c_int, environment: Option<&str>) -> Result<(), &'static str> {
     if !library.contains("Open MPI") {
         return Err(
             "this MPI spins while it waits and has no setting to yield, so it would be measured at its worst; \
@@ -162,18 +118,13 @@ fn judge_waiting(
         );
     }
     let asked = environment.is_some_and(|value| {
-        matches!(
-            value.trim().to_ascii_lowercase().as_str(),
-            "1" | "true" | "yes" | "on" | "enabled"
-        )
+        matches!(value.trim().to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on" | "enabled")
     });
     if cvar == 1 || (cvar < 0 && asked) {
         return Ok(());
     }
-    Err(
-        "Open MPI would spin while it waits and be measured at its worst; start it with \
-         mpirun --mca mpi_yield_when_idle 1",
-    )
+    Err("Open MPI would spin while it waits and be measured at its worst; start it with \
+         mpirun --mca mpi_yield_when_idle 1")
 }
 
 /// MPI's own words on its version, without line breaks.
@@ -182,8 +133,7 @@ pub(crate) fn library_version() -> String {
     unsafe {
         let mut text = vec![0u8; ffi::RSMPI_MAX_LIBRARY_VERSION_STRING as usize + 1];
         let mut length: c_int = 0;
-        let code =
-            ffi::MPI_Get_library_version(text.as_mut_ptr().cast::<c_char>(), &raw mut length);
+        let code = ffi::MPI_Get_library_version(text.as_mut_ptr().cast::<c_char>(), &raw mut length);
         if code != 0 {
             return format!("unknown MPI (MPI_Get_library_version returned {code})");
         }
@@ -196,19 +146,14 @@ pub(crate) fn library_version() -> String {
 fn is_initialised() -> Result<bool> {
     let mut flag: c_int = 0;
     // SAFETY: this call is allowed at any time.
-    check(
-        unsafe { ffi::MPI_Initialized(&raw mut flag) },
-        "MPI_Initialized",
-    )?;
+    let code = unsafe { ffi::MPI_Initialized(&raw mut flag) };
+    check(code, "MPI_Initialized")?;
     Ok(flag != 0)
 }
 
 fn count(len: usize) -> Result<c_int> {
     c_int::try_from(len).ok().with_context(|| {
-        format!(
-            "{len} elements are more than one MPI_Allreduce counts ({}); use smaller --bytes",
-            c_int::MAX
-        )
+        format!("{len} elements are more than one MPI_Allreduce counts ({}); use smaller --bytes", c_int::MAX)
     })
 }
 
@@ -250,15 +195,11 @@ fn check(code: c_int, call: &str) -> Result<()> {
     let mut text = [0u8; 1024];
     let mut length: c_int = 0;
     // SAFETY: the buffer is larger than the longest message of any MPI (512 bytes).
-    let told =
-        unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast::<c_char>(), &raw mut length) };
+    let told = unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast::<c_char>(), &raw mut length) };
     if told != 0 {
         bail!("{call} failed with code {code}");
     }
-    bail!(
-        "{call} failed: {}",
-        String::from_utf8_lossy(&text[..length as usize])
-    )
+    bail!("{call} failed: {}", String::from_utf8_lossy(&text[..length as usize]))
 }
 
 #[cfg(test)]
@@ -277,11 +218,7 @@ mod tests {
             let advice = judge_waiting("Open MPI v4.1.4", cvar, environment).unwrap_err();
             assert!(advice.contains("--mca mpi_yield_when_idle 1"), "{advice}");
         }
-        assert!(
-            judge_waiting("MPICH Version: 4.0.2", -1, Some("1"))
-                .unwrap_err()
-                .contains("no more ranks than cores")
-        );
+        assert!(judge_waiting("MPICH Version: 4.0.2", -1, Some("1")).unwrap_err().contains("no more ranks than cores"));
     }
 
     #[test]
@@ -298,18 +235,8 @@ mod tests {
 
     #[test]
     fn types_and_operations_that_mpi_lacks_are_errors() {
-        assert!(
-            datatype(DType::F16)
-                .unwrap_err()
-                .to_string()
-                .contains("f16")
-        );
-        assert!(
-            operation(ReduceOp::Average)
-                .unwrap_err()
-                .to_string()
-                .contains("average")
-        );
+        assert!(datatype(DType::F16).unwrap_err().to_string().contains("f16"));
+        assert!(operation(ReduceOp::Average).unwrap_err().to_string().contains("average"));
         assert!(count(1 << 31).unwrap_err().to_string().contains("--bytes"));
         assert_eq!(count(7).unwrap(), 7);
     }

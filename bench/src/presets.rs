@@ -136,22 +136,14 @@ mod tests {
     #[test]
     fn small_tensors_stay_a_kibibyte() {
         for size in [1, 2, 4, 8] {
-            assert!(
-                Preset::Small161
-                    .counts(size)
-                    .iter()
-                    .all(|count| count * size == 1024)
-            );
+            assert!(Preset::Small161.counts(size).iter().all(|count| count * size == 1024));
         }
     }
 
     #[test]
     fn names_are_those_of_the_command_line() {
         for preset in Preset::value_variants() {
-            assert_eq!(
-                preset.to_possible_value().unwrap().get_name(),
-                preset.name()
-            );
+            assert_eq!(preset.to_possible_value().unwrap().get_name(), preset.name());
         }
     }
 }

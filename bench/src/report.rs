@@ -92,10 +92,7 @@ impl Case {
         if peers.is_empty() {
             return vec![self.record(ours, None)];
         }
-        peers
-            .iter()
-            .map(|peer| self.record(ours, Some(peer)))
-            .collect()
+        peers.iter().map(|peer| self.record(ours, Some(peer))).collect()
     }
 
     fn record(&self, ours: &Outcome, peer: Option<&(Peer, Outcome)>) -> Record {
@@ -139,11 +136,7 @@ impl Case {
 }
 
 fn microseconds(times: &Times) -> Vec<f64> {
-    times
-        .medians()
-        .iter()
-        .map(|seconds| seconds * 1e6)
-        .collect()
+    times.medians().iter().map(|seconds| seconds * 1e6).collect()
 }
 
 /// The two header lines of the table.
@@ -197,18 +190,11 @@ pub(crate) fn row(record: &Record) -> String {
         record.busbw_gbs,
         record.wrong
     );
-    if let (Some(peer), Some(us), Some(wrong)) =
-        (&record.peer, record.peer_time_us, record.peer_wrong)
-    {
+    if let (Some(peer), Some(us), Some(wrong)) = (&record.peer, record.peer_time_us, record.peer_wrong) {
         let (algbw, busbw) = bandwidths(record.bytes, us / 1e6, record.ranks);
-        row += &format!(
-            "  {peer:>9} {:>11} {algbw:>8.2} {busbw:>8.2} {wrong:>6}",
-            time(us)
-        );
+        row += &format!("  {peer:>9} {:>11} {algbw:>8.2} {busbw:>8.2} {wrong:>6}", time(us));
     }
-    if let (Some(ratio), Some(least), Some(most)) =
-        (record.ratio, record.ratio_min, record.ratio_max)
-    {
+    if let (Some(ratio), Some(least), Some(most)) = (record.ratio, record.ratio_min, record.ratio_max) {
         row += &format!(" {ratio:>7.2} {:>13}", format!("({least:.2}-{most:.2})"));
     }
     row
@@ -228,12 +214,7 @@ fn time(us: f64) -> String {
 pub(crate) fn quiet_row(record: &QuietRecord) -> String {
     format!(
         "  {:>6} {:>8} {:>8} {:>12.4} {:>14.2} {:>16.2}",
-        record.rank,
-        record.role,
-        record.threads,
-        record.cpu_percent,
-        record.wakeups_per_s,
-        record.preemptions_per_s
+        record.rank, record.role, record.threads, record.cpu_percent, record.wakeups_per_s, record.preemptions_per_s
     )
 }
 
@@ -261,10 +242,7 @@ impl JsonFile {
         let file = match path {
             Some(path) if writes => {
                 let file = File::create(path).with_context(|| {
-                    format!(
-                        "cannot write --json {}: give a path that rank 0 may create",
-                        path.display()
-                    )
+                    format!("cannot write --json {}: give a path that rank 0 may create", path.display())
                 })?;
                 Some((file, path.display().to_string()))
             }
@@ -283,11 +261,8 @@ impl JsonFile {
             return Ok(());
         };
         let mut file = BufWriter::new(file);
-        serde_json::to_writer_pretty(&mut file, records)
-            .with_context(|| format!("cannot write {path}"))?;
-        file.write_all(b"\n")
-            .and_then(|()| file.flush())
-            .with_context(|| format!("cannot write {path}"))
+        serde_json::to_writer_pretty(&mut file, records).with_context(|| format!("cannot write {path}"))?;
+        file.write_all(b"\n").and_then(|()| file.flush()).with_context(|| format!("cannot write {path}"))
     }
 }
 
@@ -316,21 +291,12 @@ mod tests {
     }
 
     fn outcome(us: f64) -> Outcome {
-        Outcome {
-            times: Times {
-                rounds: vec![vec![us / 1e6; 4]; 3],
-            },
-            wrong: 0,
-            batch: 1,
-        }
+        Outcome { times: Times { rounds: vec![vec![us / 1e6; 4]; 3] }, wrong: 0, batch: 1 }
     }
 
     #[test]
     fn json_has_the_stable_fields() {
-        let records = case().records(
-            &outcome(2.0),
-            &[(Peer::Mpi, outcome(5.0)), (Peer::MpiFused, outcome(8.0))],
-        );
+        let records = case().records(&outcome(2.0), &[(Peer::Mpi, outcome(5.0)), (Peer::MpiFused, outcome(8.0))]);
         let json = serde_json::to_value(&records).unwrap();
         assert_eq!(json.as_array().unwrap().len(), 2);
         for field in [
@@ -350,28 +316,18 @@ mod tests {
             assert!(!json[0][field].is_null(), "{field}");
         }
         let near = |value: &Value, expected: f64| (value.as_f64().unwrap() - expected).abs() < 1e-9;
-        assert!(
-            near(&json[0]["ratio"], 2.5) && near(&json[1]["ratio"], 4.0),
-            "peer time over ours"
-        );
+        assert!(near(&json[0]["ratio"], 2.5) && near(&json[1]["ratio"], 4.0), "peer time over ours");
         assert!(near(&json[0]["time_us"], 2.0) && near(&json[0]["peer_time_us"], 5.0));
         assert!(near(&json[0]["algbw_gbs"], 2.0) && near(&json[0]["busbw_gbs"], 2.0));
         assert_eq!(json[1]["peer"], "mpi-fused");
-        assert_eq!(
-            (json[0]["rounds"].as_u64(), json[0]["iterations"].as_u64()),
-            (Some(3), Some(12))
-        );
+        assert_eq!((json[0]["rounds"].as_u64(), json[0]["iterations"].as_u64()), (Some(3), Some(12)));
     }
 
     #[test]
     fn without_a_peer_its_fields_are_null() {
         let json = serde_json::to_value(case().records(&outcome(2.0), &[])).unwrap();
         assert_eq!(json.as_array().unwrap().len(), 1);
-        assert!(
-            ["peer", "peer_time_us", "ratio"]
-                .iter()
-                .all(|field| json[0][field].is_null())
-        );
+        assert!(["peer", "peer_time_us", "ratio"].iter().all(|field| json[0][field].is_null()));
     }
 
     #[test]
@@ -388,11 +344,7 @@ mod tests {
             ranks: 2,
         };
         let json = serde_json::to_value([record]).unwrap();
-        assert!(
-            ["case", "rank", "cpu_percent", "wakeups_per_s"]
-                .iter()
-                .all(|field| !json[0][field].is_null())
-        );
+        assert!(["case", "rank", "cpu_percent", "wakeups_per_s"].iter().all(|field| !json[0][field].is_null()));
     }
 
     #[test]
@@ -414,9 +366,6 @@ mod tests {
         assert_eq!(value[0]["bytes"], 4000);
         let error = JsonFile::create(Some(Path::new("/nonexistent/x.json")), true).unwrap_err();
         assert!(format!("{error:#}").contains("give a path"), "{error:#}");
-        assert!(
-            JsonFile::create(Some(Path::new("/nonexistent/x.json")), false).is_ok(),
-            "only one rank writes"
-        );
+        assert!(JsonFile::create(Some(Path::new("/nonexistent/x.json")), false).is_ok(), "only one rank writes");
     }
 }

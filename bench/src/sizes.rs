@@ -30,10 +30,7 @@ impl FromStr for Sweep {
             [minimum, maximum, factor] => (
                 parse_bytes(minimum)?,
                 parse_bytes(maximum)?,
-                factor
-                    .trim()
-                    .parse::<u64>()
-                    .map_err(|_| format!("the factor '{factor}' is not a whole number"))?,
+                factor.trim().parse::<u64>().map_err(|_| format!("the factor '{factor}' is not a whole number"))?,
             ),
             _ => {
                 return Err(format!(
@@ -43,36 +40,23 @@ impl FromStr for Sweep {
             }
         };
         if minimum == 0 {
-            return Err(
-                "the smallest size is 0 bytes; start at the size of one element or more".into(),
-            );
+            return Err("the smallest size is 0 bytes; start at the size of one element or more".into());
         }
         if maximum < minimum {
-            return Err(format!(
-                "the maximum ({maximum} bytes) is below the minimum ({minimum} bytes)"
-            ));
+            return Err(format!("the maximum ({maximum} bytes) is below the minimum ({minimum} bytes)"));
         }
         if factor < 2 {
             return Err(format!("the factor is {factor}; it must be 2 or more"));
         }
-        Ok(Self {
-            minimum,
-            maximum,
-            factor,
-        })
+        Ok(Self { minimum, maximum, factor })
     }
 }
 
 /// Parses `4`, `64KiB`, `1.5MiB`, `2GB`. K, M and G alone are binary, as in nccl-tests.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let split = text
-        .find(|c: char| c.is_ascii_alphabetic())
-        .unwrap_or(text.len());
-    let (number, unit) = (
-        text[..split].trim(),
-        text[split..].trim().to_ascii_lowercase(),
-    );
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = (text[..split].trim(), text[split..].trim().to_ascii_lowercase());
     let scale: u64 = match unit.as_str() {
         "" | "b" => 1,
         "k" | "kib" => 1 << 10,
@@ -82,19 +66,14 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
         "mb" => 1_000_000,
         "gb" => 1_000_000_000,
         _ => {
-            return Err(format!(
-                "'{unit}' is no unit of size; use B, KiB, MiB, GiB, or KB, MB, GB"
-            ));
+            return Err(format!("'{unit}' is no unit of size; use B, KiB, MiB, GiB, or KB, MB, GB"));
         }
     };
     if let Ok(whole) = number.parse::<u64>() {
-        return whole
-            .checked_mul(scale)
-            .ok_or_else(|| format!("'{text}' is more bytes than 64 bits can count"));
+        return whole.checked_mul(scale).ok_or_else(|| format!("'{text}' is more bytes than 64 bits can count"));
     }
-    let value: f64 = number
-        .parse()
-        .map_err(|_| format!("'{text}' is no size; write a number and a unit, as in 64KiB"))?;
+    let value: f64 =
+        number.parse().map_err(|_| format!("'{text}' is no size; write a number and a unit, as in 64KiB"))?;
     let bytes = value * scale as f64;
     if !bytes.is_finite() || bytes < 0.0 || bytes.fract() != 0.0 || bytes >= 2f64.powi(53) {
         return Err(format!("'{text}' is not a whole number of bytes"));
@@ -120,16 +99,7 @@ mod tests {
         ] {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
         }
-        for text in [
-            "",
-            "KiB",
-            "4 parsecs",
-            "-4",
-            "0.3B",
-            "1e99",
-            "18446744073709551615KiB",
-            "nan",
-        ] {
+        for text in ["", "KiB", "4 parsecs", "-4", "0.3B", "1e99", "18446744073709551615KiB", "nan"] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
     }
@@ -139,10 +109,7 @@ mod tests {
         let sweep: Sweep = "4:256MiB:4".parse().unwrap();
         let sizes = sweep.sizes();
         assert_eq!(sizes.len(), 14);
-        assert_eq!(
-            (sizes[0], sizes[1], *sizes.last().unwrap()),
-            (4, 16, 256 << 20)
-        );
+        assert_eq!((sizes[0], sizes[1], *sizes.last().unwrap()), (4, 16, 256 << 20));
         assert_eq!("64KiB".parse::<Sweep>().unwrap().sizes(), [65536]);
         assert_eq!("1:10".parse::<Sweep>().unwrap().sizes(), [1, 2, 4, 8]);
         assert_eq!("3:3:7".parse::<Sweep>().unwrap().sizes(), [3]);
@@ -150,11 +117,7 @@ mod tests {
 
     #[test]
     fn a_sweep_at_the_end_of_the_numbers_stops() {
-        let sweep = Sweep {
-            minimum: 1 << 62,
-            maximum: u64::MAX,
-            factor: 3,
-        };
+        let sweep = Sweep { minimum: 1 << 62, maximum: u64::MAX, factor: 3 };
         assert_eq!(sweep.sizes(), [1 << 62, 3 << 62]);
     }
 

@@ -61,12 +61,7 @@ pub(crate) struct Ratio {
 impl Ratio {
     /// Pairs each of our rounds with the peer's round that followed it.
     pub(crate) fn of(ours: &Times, peer: &Times) -> Self {
-        let ratios: Vec<f64> = ours
-            .medians()
-            .iter()
-            .zip(peer.medians())
-            .map(|(ours, peer)| peer / ours)
-            .collect();
+        let ratios: Vec<f64> = ours.medians().iter().zip(peer.medians()).map(|(ours, peer)| peer / ours).collect();
         Self {
             median: median(&ratios),
             minimum: ratios.iter().copied().fold(f64::INFINITY, f64::min),
@@ -77,11 +72,7 @@ impl Ratio {
 
 /// Bytes of the result over time, and that times 2(n-1)/n: what a link of a ring would carry. In GB/s.
 pub(crate) fn bandwidths(bytes: u64, seconds: f64, ranks: usize) -> (f64, f64) {
-    let algorithm = if seconds > 0.0 {
-        bytes as f64 / seconds / 1e9
-    } else {
-        0.0
-    };
+    let algorithm = if seconds > 0.0 { bytes as f64 / seconds / 1e9 } else { 0.0 };
     let ranks = ranks as f64;
     (algorithm, algorithm * 2.0 * (ranks - 1.0) / ranks)
 }
@@ -110,23 +101,12 @@ mod tests {
 
     #[test]
     fn a_slow_round_moves_neither_time_nor_ratio() {
-        let ours = Times {
-            rounds: vec![vec![1.0, 1.0, 9.0], vec![50.0; 3], vec![1.0; 3]],
-        };
-        let peer = Times {
-            rounds: vec![vec![2.0; 3], vec![100.0; 3], vec![4.0; 3]],
-        };
+        let ours = Times { rounds: vec![vec![1.0, 1.0, 9.0], vec![50.0; 3], vec![1.0; 3]] };
+        let peer = Times { rounds: vec![vec![2.0; 3], vec![100.0; 3], vec![4.0; 3]] };
         assert_eq!(ours.typical(), 1.0);
         assert_eq!(ours.p99(), 50.0);
         assert_eq!(ours.samples(), 9);
-        assert_eq!(
-            Ratio::of(&ours, &peer),
-            Ratio {
-                median: 2.0,
-                minimum: 2.0,
-                maximum: 4.0
-            }
-        );
+        assert_eq!(Ratio::of(&ours, &peer), Ratio { median: 2.0, minimum: 2.0, maximum: 4.0 });
     }
 
     #[test]

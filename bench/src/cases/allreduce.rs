@@ -21,11 +21,7 @@ pub(crate) fn run(job: &mut Job<'_>, args: &AllreduceArgs) -> Result<()> {
             "# allreduce, {} interface, {} buffers, {}, algorithm {}, {} rounds\n{}",
             name_of(&args.api),
             name_of(&args.buffers),
-            if in_place(args) {
-                "in place"
-            } else {
-                "out of place"
-            },
+            if in_place(args) { "in place" } else { "out of place" },
             args.algorithm,
             args.contest.rounds,
             header()
@@ -36,9 +32,7 @@ pub(crate) fn run(job: &mut Job<'_>, args: &AllreduceArgs) -> Result<()> {
         let of_size = with_element!(args.element.dtype, size(job, args, bytes))
             .with_context(|| format!("while reducing {bytes} bytes"))?;
         if job.reports() {
-            of_size
-                .iter()
-                .for_each(|record| println!("{}", row(record)));
+            of_size.iter().for_each(|record| println!("{}", row(record)));
         }
         records.extend(of_size);
     }
@@ -55,12 +49,7 @@ fn in_place(args: &AllreduceArgs) -> bool {
 
 fn size<T: Sample>(job: &mut Job<'_>, args: &AllreduceArgs, bytes: u64) -> Result<Vec<Record>> {
     let kolo = job.kolo;
-    let Job {
-        control,
-        machines,
-        mpi,
-        ..
-    } = job;
+    let Job { control, machines, mpi, .. } = job;
     let (op, in_place) = (args.element.op, in_place(args));
     let count = usize::try_from(bytes)? / size_of::<T>();
     let pattern = Rc::new(Pattern::<T>::new(kolo.rank(), kolo.size(), op));
@@ -68,13 +57,7 @@ fn size<T: Sample>(job: &mut Job<'_>, args: &AllreduceArgs, bytes: u64) -> Resul
     // The peer works on the same private memory as we do; where ours is shared, on private memory of its own, which is
     // what it is tuned for.
     let peer_work = if args.buffers == Buffers::Shared && !args.contest.against.is_empty() {
-        works.push(Single::new(
-            kolo,
-            Buffers::Private,
-            count,
-            in_place,
-            &pattern,
-        )?);
+        works.push(Single::new(kolo, Buffers::Private, count, in_place, &pattern)?);
         1
     } else {
         0
@@ -104,27 +87,12 @@ fn size<T: Sample>(job: &mut Job<'_>, args: &AllreduceArgs, bytes: u64) -> Resul
             None => mpi.allreduce_in_place(&mut work.input, op),
             Some(output) => mpi.allreduce(&work.input, output, op),
         });
-        contenders.push(Contender {
-            work: peer_work,
-            run,
-        });
+        contenders.push(Contender { work: peer_work, run });
     }
 
     let rounds = args.contest.rounds as usize;
-    let mut outcomes = measure(
-        control,
-        &mut works,
-        &mut contenders,
-        rounds,
-        batch_for(bytes),
-    )?;
-    let peers: Vec<(Peer, _)> = args
-        .contest
-        .against
-        .iter()
-        .copied()
-        .zip(outcomes.split_off(1))
-        .collect();
+    let mut outcomes = measure(control, &mut works, &mut contenders, rounds, batch_for(bytes))?;
+    let peers: Vec<(Peer, _)> = args.contest.against.iter().copied().zip(outcomes.split_off(1)).collect();
     let case = Case {
         case: "allreduce".into(),
         api: name_of(&args.api),

@@ -32,9 +32,7 @@ pub(crate) fn run(job: &mut Job<'_>, args: &ListArgs) -> Result<()> {
     let records = with_element!(args.element.dtype, preset(job, args))
         .with_context(|| format!("while reducing the list {}", args.preset.name()))?;
     if job.reports() {
-        records
-            .iter()
-            .for_each(|record| println!("{}", row(record)));
+        records.iter().for_each(|record| println!("{}", row(record)));
         json.write(&records)?;
     }
     check_results(&records)
@@ -42,12 +40,7 @@ pub(crate) fn run(job: &mut Job<'_>, args: &ListArgs) -> Result<()> {
 
 fn preset<T: Sample>(job: &mut Job<'_>, args: &ListArgs) -> Result<Vec<Record>> {
     let kolo = job.kolo;
-    let Job {
-        control,
-        machines,
-        mpi,
-        ..
-    } = job;
+    let Job { control, machines, mpi, .. } = job;
     let op = args.element.op;
     let counts = args.preset.counts(size_of::<T>());
     let values: usize = counts.iter().sum();
@@ -67,36 +60,19 @@ fn preset<T: Sample>(job: &mut Job<'_>, args: &ListArgs) -> Result<Vec<Record>> 
     for peer in &args.contest.against {
         let mpi = mpi.as_ref().context("MPI was not attached")?;
         let run: Run<'_, List<T>> = match peer {
-            Peer::Mpi => Box::new(move |work| {
-                work.tensors
-                    .iter_mut()
-                    .try_for_each(|tensor| mpi.allreduce_in_place(tensor, op))
-            }),
+            Peer::Mpi => {
+                Box::new(move |work| work.tensors.iter_mut().try_for_each(|tensor| mpi.allreduce_in_place(tensor, op)))
+            }
             Peer::MpiFused => {
                 let mut fused = vec![T::of(0, 1); values];
                 Box::new(move |work| reduce_fused(mpi, &mut fused, &mut work.tensors, op))
             }
         };
-        contenders.push(Contender {
-            work: peer_work,
-            run,
-        });
+        contenders.push(Contender { work: peer_work, run });
     }
 
-    let mut outcomes = measure(
-        control,
-        &mut works,
-        &mut contenders,
-        args.contest.rounds as usize,
-        1,
-    )?;
-    let peers: Vec<(Peer, _)> = args
-        .contest
-        .against
-        .iter()
-        .copied()
-        .zip(outcomes.split_off(1))
-        .collect();
+    let mut outcomes = measure(control, &mut works, &mut contenders, args.contest.rounds as usize, 1)?;
+    let peers: Vec<(Peer, _)> = args.contest.against.iter().copied().zip(outcomes.split_off(1)).collect();
     let case = Case {
         case: format!("list {}", args.preset.name()),
         api: "named".into(),
@@ -126,12 +102,7 @@ pub(crate) fn names(preset: &str, tensors: usize) -> Vec<String> {
 /// # Errors
 ///
 /// Those of kolo.
-pub(crate) fn reduce<T, B>(
-    kolo: &Kolo,
-    names: &[String],
-    tensors: &mut [B],
-    op: ReduceOp,
-) -> Result<()>
+pub(crate) fn reduce<T, B>(kolo: &Kolo, names: &[String], tensors: &mut [B], op: ReduceOp) -> Result<()>
 where
     T: Element,
     B: DerefMut<Target = [T]>,

@@ -29,14 +29,8 @@ impl Job<'_> {
 
 /// A benchmark of wrong results is worth nothing: after the report, the job fails.
 fn check_results(records: &[Record]) -> Result<()> {
-    let wrong: u64 = records
-        .iter()
-        .map(|record| record.wrong + record.peer_wrong.unwrap_or(0))
-        .sum();
-    ensure!(
-        wrong == 0,
-        "{wrong} values of the results are wrong: see the columns #wrong"
-    );
+    let wrong: u64 = records.iter().map(|record| record.wrong + record.peer_wrong.unwrap_or(0)).sum();
+    ensure!(wrong == 0, "{wrong} values of the results are wrong: see the columns #wrong");
     Ok(())
 }
 

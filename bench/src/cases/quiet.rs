@@ -22,14 +22,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Those of kolo; `/proc`; a file that cannot be written.
 pub(crate) fn idle(job: &mut Job<'_>, args: &IdleArgs) -> Result<()> {
     let json = JsonFile::create(args.json.as_deref(), job.reports())?;
-    announce(
-        job,
-        &format!(
-            "idle for {} s after {LISTS} lists {}",
-            args.seconds,
-            args.preset.name()
-        ),
-    );
+    announce(job, &format!("idle for {} s after {LISTS} lists {}", args.seconds, args.preset.name()));
     let counts = args.preset.counts(size_of::<f32>());
     let names = names(args.preset.name(), counts.len());
     let mut tensors: Vec<Vec<f32>> = counts.iter().map(|count| vec![1.0; *count]).collect();
@@ -52,25 +45,13 @@ pub(crate) fn idle(job: &mut Job<'_>, args: &IdleArgs) -> Result<()> {
 pub(crate) fn late(job: &mut Job<'_>, args: &LateArgs) -> Result<()> {
     let json = JsonFile::create(args.json.as_deref(), job.reports())?;
     let late_rank = job.kolo.size() - 1;
-    announce(
-        job,
-        &format!(
-            "rank {late_rank} comes {} s late, {} times",
-            args.seconds, args.rounds
-        ),
-    );
+    announce(job, &format!("rank {late_rank} comes {} s late, {} times", args.seconds, args.rounds));
     let is_late = job.kolo.rank() == late_rank && job.kolo.size() > 1;
     let mut data = vec![1.0f32; 1024];
     for _ in 0..LISTS {
         job.kolo.allreduce("late", &mut data, ReduceOp::Average)?;
     }
-    let mut sum = Cost {
-        cpu: 0.0,
-        wall: 0.0,
-        wakeups: 0,
-        preemptions: 0,
-        threads: 0,
-    };
+    let mut sum = Cost { cpu: 0.0, wall: 0.0, wakeups: 0, preemptions: 0, threads: 0 };
     for _ in 0..args.rounds {
         job.control.barrier()?;
         std::thread::sleep(SETTLE);
@@ -86,13 +67,7 @@ pub(crate) fn late(job: &mut Job<'_>, args: &LateArgs) -> Result<()> {
         sum.preemptions += cost.preemptions;
         sum.threads = cost.threads;
     }
-    finish(
-        job,
-        json,
-        "late",
-        sum,
-        if is_late { "late" } else { "waiting" },
-    )
+    finish(job, json, "late", sum, if is_late { "late" } else { "waiting" })
 }
 
 fn announce(job: &Job<'_>, what: &str) {
@@ -134,9 +109,7 @@ fn finish(job: &mut Job<'_>, json: JsonFile, case: &str, cost: Cost, role: &str)
         })
         .collect();
     if job.reports() {
-        records
-            .iter()
-            .for_each(|record| println!("{}", quiet_row(record)));
+        records.iter().for_each(|record| println!("{}", quiet_row(record)));
         json.write(&records)?;
     }
     Ok(())
