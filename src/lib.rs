@@ -1,5 +1,6 @@
 //! kolo: a data-parallel training runtime.
 
+mod coordinator;
 mod error;
 mod tensor;
 
