@@ -1,6 +1,7 @@
 //! kolo: a data-parallel training runtime.
 
 mod config;
+mod coordinator;
 mod device;
 mod engine;
 mod error;
