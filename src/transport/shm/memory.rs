@@ -3,8 +3,6 @@
 //! This file is all that knows where a line lies. Under loom the same calls hand out loom's values, made once for each
 //! place and found again by it, and byte ranges that tell loom of every access; the protocols above do not differ.
 
-use std::sync::Arc;
-
 use crate::error::Result;
 use crate::os::memory::Mapping;
 
@@ -31,8 +29,7 @@ unsafe impl Line for crate::os::sync::AtomicU32 {}
 // SAFETY: as above.
 unsafe impl Line for crate::os::sync::AtomicU64 {}
 
-/// Hands out consecutive places of a layout. The same calls on `Plan::default()` and on a memory give the same offsets,
-/// so that the size of a layout and its places cannot disagree.
+/// Hands out consecutive places of a layout, from which its size and the places of its parts are taken alike.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cursor {
     at: usize,
@@ -49,7 +46,6 @@ impl Cursor {
     /// `count` lines of `T`, which share no block with what comes before or after.
     pub(crate) fn lines<T: Line>(&mut self, count: usize) -> usize {
         let start = self.take(size_of::<T>() * count, BLOCK);
-        self.take(0, BLOCK);
         self.at = self.at.next_multiple_of(BLOCK);
         start
     }
