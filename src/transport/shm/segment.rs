@@ -114,3 +114,89 @@ impl Ticket {
         Some(Self { len: usize::try_from(u64::from_le_bytes(*len)).ok()?, place })
     }
 }
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::os::process::Identity;
+    use crate::os::rerun;
+    use crate::transport::shm::{Control, MemberState, Memory, Stamp};
+
+    fn name(label: &str) -> String {
+        format!("kolo-test-{label}-{}", std::process::id())
+    }
+
+    #[test]
+    fn tickets_travel() {
+        let (memfd, offer) = Offer::memfd("kolo-test", 5000).expect("made");
+        let ticket = Ticket::from_bytes(&offer.ticket().to_bytes()).expect("a ticket");
+        assert_eq!(&ticket, offer.ticket());
+        assert_eq!(ticket.open().expect("opened").len(), memfd.len());
+        assert!(Ticket::from_bytes(&[]).is_err());
+        assert!(Ticket::from_bytes(&[0; 10]).is_err());
+        assert!(Ticket::from_bytes(&[9; 40]).is_err());
+    }
+
+    #[test]
+    fn a_named_offer_takes_its_name_away() {
+        let name = name("offer");
+        let path = std::path::Path::new("/dev/shm").join(&name);
+        let (_mapping, offer) = Offer::named(&name, 5000).expect("made");
+        let ticket = Ticket::from_bytes(&offer.ticket().to_bytes()).expect("a ticket");
+        assert!(path.exists());
+        let _theirs = ticket.open().expect("opened");
+        drop(offer);
+        assert!(!path.exists());
+        assert!(ticket.open().is_err());
+    }
+
+    const STAMP: Stamp = Stamp { job: 1 << 100 | 5, epoch: 3, set: 0 };
+    const PEER: &str = "transport::shm::segment::tests::peer_role";
+
+    /// The second member of the test below.
+    #[test]
+    fn peer_role() {
+        let Some(ticket) = rerun::role() else { return };
+        let bytes: Vec<u8> = ticket.split(',').map(|byte| byte.parse().expect("a byte")).collect();
+        let mapping = Ticket::from_bytes(&bytes).expect("a ticket").open().expect("opened");
+        let control = Control::new(&Memory::new(Arc::new(mapping)), 2, 1).expect("control");
+        control.verify(&STAMP).expect("the same memory");
+        control.join(1, Identity::current().expect("an identity"));
+        control.bells().ring_others();
+        while control.member(0).state != MemberState::Left {
+            control.sleep(None, || control.state(0) == MemberState::Left);
+        }
+        assert!(control.leave());
+    }
+
+    fn meet(offer: &Offer, mapping: Mapping) {
+        let control = Control::new(&Memory::new(Arc::new(mapping)), 2, 0).expect("control");
+        control.stamp(&STAMP);
+        control.join(0, Identity::current().expect("an identity"));
+        let ticket = offer.ticket().to_bytes().iter().map(u8::to_string).collect::<Vec<_>>().join(",");
+        let child = rerun::command(PEER, &ticket).spawn().expect("a child");
+        while control.state(1) == MemberState::Absent {
+            // A child that fails never joins; the timeout is how that is seen.
+            control
+                .sleep(Some(std::time::Duration::from_secs(30)), || control.state(1) != MemberState::Absent);
+        }
+        assert_eq!(control.member(1).process.pid, child.id());
+        assert!(control.leave());
+        rerun::succeed(&child.wait_with_output().expect("an end"));
+        assert_eq!(control.state(1), MemberState::Left);
+    }
+
+    #[test]
+    fn two_processes_meet_in_a_memfd() {
+        let (mapping, offer) = Offer::memfd("kolo-test", Control::bytes(2)).expect("made");
+        meet(&offer, mapping);
+    }
+
+    #[test]
+    fn two_processes_meet_in_a_named_memory() {
+        let (mapping, offer) = Offer::named(&name("meet"), Control::bytes(2)).expect("made");
+        meet(&offer, mapping);
+    }
+}
