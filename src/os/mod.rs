@@ -10,7 +10,9 @@ pub(crate) mod futex;
 pub(crate) mod host;
 pub(crate) mod memory;
 pub(crate) mod process;
+#[cfg(all(test, not(kolo_loom)))]
 pub(crate) mod random;
+pub(crate) mod rerun;
 pub(crate) mod share;
 pub(crate) mod sync;
 pub(crate) mod time;
