@@ -98,8 +98,8 @@ impl Table {
         }
     }
 
-    /// The schedule across hosts when [`Self::pick`] said `TwoLevel` or `OrderedChain` for `bytes` of elements of
-    /// `size` bytes.
+    /// The schedule across hosts when [`Self::pick`] said `TwoLevel` or `OrderedChain` for a tensor of `bytes`, whose
+    /// elements have `size` bytes. One choice holds for the whole operation, however many chunks it has.
     pub(crate) fn cross(&self, algorithm: Algorithm, bytes: usize, size: usize) -> Cross {
         if algorithm == Algorithm::OrderedChain {
             return Cross::Chain { segment: (self.thresholds.chain_segment_bytes / size).max(1) };
