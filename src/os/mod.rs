@@ -6,9 +6,12 @@
 #![allow(unsafe_code, reason = "system calls and memory maps")]
 
 pub(crate) mod cpu;
+pub(crate) mod ending;
 pub(crate) mod futex;
 pub(crate) mod host;
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod random;
+pub(crate) mod share;
 pub(crate) mod sync;
 pub(crate) mod time;

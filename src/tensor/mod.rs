@@ -2,7 +2,10 @@
 #![allow(unsafe_code, reason = "raw views of buffers in flight live here")]
 
 mod dtype;
+mod shared;
 mod span;
 
 pub use dtype::{DType, Element, ReduceOp};
+pub(crate) use shared::Reserve;
+pub use shared::SharedBuffer;
 pub(crate) use span::{Piece, RawSlice};
