@@ -1,12 +1,13 @@
 //! How MPI starts and ends in this process: once each, both on one thread that kolo keeps for it.
 //!
 //! MPI wants to be finalised by the thread that initialised it, and users start kolo on any thread they like. So MPI
-//! lives on a thread of its own, asleep between the two. At process exit, `atexit` asks it to finalise, but only after
-//! an orderly run: no kolo is left alive, and nothing failed. Otherwise MPI is left as it is, and its launcher sees a
-//! process that ended without saying goodbye and ends the job with an error, which is the truth.
+//! lives on a thread of its own, asleep between the two. At process exit it is asked to finalise, but only after an
+//! orderly run: no kolo is left alive, and nothing failed. Otherwise MPI is left as it is, and the launcher sees a
+//! process that ended without saying goodbye. Open MPI's then ends the job with an error, which is the truth. MPICH's
+//! ends the job, too, but calls it a success if the process did; so an exit with status 0 becomes one with status 1.
 
 use std::collections::BTreeMap;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -100,10 +101,9 @@ impl Drop for LiveGuard {
 pub(super) fn watch_exit() -> Result<()> {
     let mut state = lock();
     if !state.hooked {
-        // SAFETY: a plain function that stays loaded as long as the library that registers it.
-        if unsafe { libc::atexit(at_exit) } != 0 {
+        if !register() {
             return Err(Error::system(
-                "registering kolo's end with atexit; free some memory",
+                "registering kolo's end of the process; free some memory",
                 std::io::Error::from(std::io::ErrorKind::OutOfMemory),
             ));
         }
@@ -111,6 +111,29 @@ pub(super) fn watch_exit() -> Result<()> {
         OWNER.store(std::process::id(), Ordering::Relaxed);
     }
     Ok(())
+}
+
+/// The C library of GNU tells its exit handlers the status.
+#[cfg(target_env = "gnu")]
+fn register() -> bool {
+    unsafe extern "C" {
+        fn on_exit(handler: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
+    }
+    extern "C" fn handler(status: c_int, _: *mut c_void) {
+        at_exit(status);
+    }
+    // SAFETY: a plain function that stays loaded as long as the library that registers it, and no argument.
+    unsafe { on_exit(handler, std::ptr::null_mut()) == 0 }
+}
+
+/// Others do not, so any exit may be one with status 0.
+#[cfg(not(target_env = "gnu"))]
+fn register() -> bool {
+    extern "C" fn handler() {
+        at_exit(0);
+    }
+    // SAFETY: a plain function that stays loaded as long as the library that registers it.
+    unsafe { libc::atexit(handler) == 0 }
 }
 
 /// Starts MPI on a thread of its own and returns the thread level that it grants.
@@ -195,26 +218,33 @@ fn home() {
 }
 
 /// Runs on the thread that exits. A panic must not leave it, and nothing here relies on thread-local storage.
-extern "C" fn at_exit() {
+fn at_exit(status: c_int) {
     if !is_owner() {
         return;
     }
-    let live = std::mem::take(&mut lock().live);
-    if !live.is_empty() {
-        // Not through `mark_failed`: a logger may rely on thread-local storage.
-        FAILED.store(true, Ordering::Release);
-        for on_exit in live.into_values() {
-            // What a callback panics with has been reported by the panic hook; the process ends anyway.
-            drop(catch_unwind(AssertUnwindSafe(on_exit)));
-        }
+    let (live, ours) = {
+        let mut state = lock();
+        (std::mem::take(&mut state.live), matches!(state.home, Home::Running(_)))
+    };
+    let alive = !live.is_empty();
+    for on_exit in live.into_values() {
+        // What a callback panics with has been reported by the panic hook; the process ends anyway.
+        drop(catch_unwind(AssertUnwindSafe(on_exit)));
     }
-    if failed() {
+    if alive || (failed() && ours) {
+        if status & 0xff == 0 {
+            // SAFETY: flushes what C libraries have printed, and ends the process: later handlers only tidy up.
+            unsafe {
+                libc::fflush(std::ptr::null_mut());
+                libc::_exit(1);
+            }
+        }
+        return;
+    }
+    if !ours || failed() {
         return;
     }
     let mut state = lock();
-    if !matches!(state.home, Home::Running(_)) {
-        return;
-    }
     state.home = Home::Ending;
     CHANGED.notify_all();
     // No deadline: finalising waits for ranks that still work, as it must. The launcher ends it if one dies.

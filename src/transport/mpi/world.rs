@@ -57,7 +57,6 @@ impl MpiWorld {
         let end = Instant::now() + deadline;
         let parent = start_mpi(adopt, deadline)?;
         let new = Arc::new(Self::duplicate(parent, adopt.is_none(), end, deadline)?);
-        exit::watch_exit()?;
         if adopt.is_none() {
             *world = Some(Arc::clone(&new));
         }
@@ -166,6 +165,7 @@ fn start_mpi(adopt: Option<RawComm>, deadline: Duration) -> Result<Comm> {
     }
     if mpi.initialized()? {
         sufficient(mpi.thread_level()?)?;
+        exit::watch_exit()?;
         return adopted(&mpi, adopt);
     }
     drop(mpi);
@@ -174,8 +174,8 @@ fn start_mpi(adopt: Option<RawComm>, deadline: Duration) -> Result<Comm> {
             "a communicator was given, but MPI is not initialised; call MPI_Init_thread with MPI_THREAD_SERIALIZED first",
         ));
     }
-    // Registered before the start as well: a start that fails half-way must still be seen at exit.
     let level = exit::start_home(deadline)?;
+    exit::watch_exit()?;
     sufficient(level)?;
     let mpi = serial();
     mpi.return_errors(Comm::world())?;
