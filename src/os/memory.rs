@@ -259,3 +259,186 @@ fn refused(what: &str, len: usize, error: Errno) -> Error {
     };
     Error::system(format!("{what}{advice}"), error)
 }
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use rustix::process::{Rlimit, setrlimit};
+
+    use super::*;
+    use crate::os::rerun;
+
+    /// A name that no other test and no other run uses.
+    fn name(label: &str) -> String {
+        format!("/kolo-test-{label}-{}", std::process::id())
+    }
+
+    fn byte(mapping: &Mapping, at: usize) -> u8 {
+        assert!(at < mapping.len());
+        // SAFETY: inside the mapping; the tests let nobody write at the same time.
+        unsafe { mapping.ptr().add(at).read_volatile() }
+    }
+
+    fn set_byte(mapping: &Mapping, at: usize, value: u8) {
+        assert!(at < mapping.len());
+        // SAFETY: as above.
+        unsafe { mapping.ptr().add(at).write_volatile(value) }
+    }
+
+    fn text(error: &Error) -> String {
+        assert!(matches!(error, Error::System { .. }), "{error:?}");
+        error.to_string()
+    }
+
+    #[test]
+    fn anonymous_memory_is_zero_and_whole_pages() {
+        let mapping = Mapping::anonymous(5000).expect("mapped");
+        assert_eq!(mapping.len() % rustix::param::page_size(), 0);
+        assert!(mapping.len() >= 5000 && mapping.fd().is_none());
+        assert!((0..mapping.len()).all(|at| byte(&mapping, at) == 0));
+        mapping.populate(100, 4000).expect("populated");
+        mapping.populate(mapping.len(), 0).expect("nothing to populate");
+        assert_eq!(byte(&mapping, 4096), 0);
+    }
+
+    #[test]
+    fn no_bytes_and_too_many_bytes_are_argument_errors() {
+        for len in [0, usize::MAX, isize::MAX as usize + 1] {
+            assert!(matches!(Mapping::anonymous(len), Err(Error::Argument(_))), "{len}");
+        }
+    }
+
+    #[test]
+    fn a_memfd_is_shared_through_proc() {
+        let ours = Mapping::memfd("kolo-test", 10_000).expect("made");
+        let fd = ours.fd().expect("kept");
+        let theirs = Mapping::open_proc_fd(std::process::id(), fd, 10_000).expect("opened");
+        assert_eq!(ours.len(), theirs.len());
+        assert_ne!(ours.ptr(), theirs.ptr());
+        set_byte(&ours, 9_999, 7);
+        assert_eq!(byte(&theirs, 9_999), 7);
+        set_byte(&theirs, 0, 8);
+        assert_eq!(byte(&ours, 0), 8);
+        // The peer's mapping outlives the maker's.
+        drop(ours);
+        assert_eq!(byte(&theirs, 9_999), 7);
+        assert!(
+            text(&Mapping::open_proc_fd(std::process::id(), fd + 1000, 1).unwrap_err()).contains("/proc/")
+        );
+    }
+
+    #[test]
+    fn nobody_can_shorten_a_memfd() {
+        let mapping = Mapping::memfd("kolo-test", 8192).expect("made");
+        let path = format!("/proc/self/fd/{}", mapping.fd().expect("kept"));
+        let file = OpenOptions::new().write(true).open(path).expect("opened");
+        assert!(file.set_len(10).is_err());
+        assert!(file.set_len(1 << 20).is_err());
+    }
+
+    #[test]
+    fn a_peer_that_expects_more_is_told() {
+        let mapping = Mapping::memfd("kolo-test", 4096).expect("made");
+        let fd = mapping.fd().expect("kept");
+        let error = Mapping::open_proc_fd(std::process::id(), fd, 1 << 20).unwrap_err();
+        assert!(text(&error).contains("same settings"), "{error}");
+    }
+
+    #[test]
+    fn a_named_memory_is_shared_and_leaves_no_name() {
+        let name = name("named");
+        let ours = Mapping::shm_create(&name, 4096).expect("made");
+        let again = text(&Mapping::shm_create(&name, 4096).unwrap_err());
+        assert!(again.contains("remove it"), "{again}");
+        let theirs = Mapping::shm_open(&name, 4096).expect("opened");
+        assert!(text(&Mapping::shm_open(&name, 1 << 20).unwrap_err()).contains("4096 bytes"));
+        Mapping::shm_unlink(&name).expect("removed");
+        assert!(!std::path::Path::new("/dev/shm").join(&name[1..]).exists());
+        set_byte(&ours, 1, 9);
+        assert_eq!(byte(&theirs, 1), 9);
+        assert!(Mapping::shm_open(&name, 4096).is_err());
+        assert!(Mapping::shm_unlink(&name).is_err());
+    }
+
+    #[test]
+    fn memory_that_no_host_has_is_an_error_with_advice() {
+        let error = text(&Mapping::memfd("kolo-test", 1 << 50).unwrap_err());
+        assert!(error.contains("KOLO_SHARED_RESERVE"), "{error}");
+    }
+
+    const IN_A_CHILD: &str = "os::memory::tests::roles_in_a_child";
+
+    /// What the children of the tests below do.
+    #[test]
+    fn roles_in_a_child() {
+        let Some(role) = rerun::role() else { return };
+        let (role, argument) = role.split_once(' ').unwrap_or((&role, ""));
+        match role {
+            "peer" => {
+                let (pid, fd) = argument.split_once(' ').expect("pid and fd");
+                let mapping = Mapping::open_proc_fd(pid.parse().expect("pid"), fd.parse().expect("fd"), 4096)
+                    .expect("opened");
+                assert_eq!(byte(&mapping, 0), 41);
+                set_byte(&mapping, 4095, 42);
+            }
+            "limited" => {
+                let limit = Rlimit { current: Some(1 << 16), maximum: Some(1 << 16) };
+                setrlimit(Resource::Fsize, limit).expect("limited");
+                for error in [
+                    Mapping::memfd("kolo-test", 1 << 20).unwrap_err(),
+                    Mapping::shm_create(&name("limited"), 1 << 20).unwrap_err(),
+                ] {
+                    assert!(text(&error).contains("ulimit -f"), "{error}");
+                }
+                Mapping::memfd("kolo-test", 1 << 15).expect("below the limit");
+            }
+            // /dev/shm has 256 KiB here.
+            "full" => {
+                let error = text(&Mapping::shm_create(&name("full"), 1 << 20).unwrap_err());
+                assert!(
+                    error.contains("/dev/shm has less than 1 MiB free") && error.contains("--shm-size"),
+                    "{error}"
+                );
+                assert!(std::fs::read_dir("/dev/shm").expect("listed").next().is_none(), "a name stayed");
+                let fits = Mapping::shm_create(&name("fits"), 1 << 17).expect("it fits");
+                set_byte(&fits, (1 << 17) - 1, 1);
+                Mapping::shm_unlink(&name("fits")).expect("removed");
+                let memfd = Mapping::memfd("kolo-test", 1 << 20).expect("a memfd needs no room in /dev/shm");
+                set_byte(&memfd, (1 << 20) - 1, 1);
+            }
+            other => panic!("no role {other}"),
+        }
+    }
+
+    #[test]
+    fn another_process_shares_a_memfd() {
+        let mapping = Mapping::memfd("kolo-test", 4096).expect("made");
+        set_byte(&mapping, 0, 41);
+        let role = format!("peer {} {}", std::process::id(), mapping.fd().expect("kept"));
+        rerun::succeed(&rerun::command(IN_A_CHILD, &role).output().expect("a child"));
+        assert_eq!(byte(&mapping, 4095), 42);
+    }
+
+    #[test]
+    fn a_limit_on_file_sizes_is_an_error_and_no_signal() {
+        rerun::succeed(&rerun::command(IN_A_CHILD, "limited").output().expect("a child"));
+    }
+
+    #[test]
+    fn a_full_dev_shm_is_an_error_and_no_signal() {
+        // A mount namespace of its own, in which /dev/shm is small.
+        let mount = "mount -t tmpfs -o size=256k tmpfs /dev/shm";
+        let may = Command::new("unshare").args(["-m", "sh", "-c", mount]).stderr(Stdio::null()).status();
+        if !may.is_ok_and(|status| status.success()) {
+            eprintln!("SKIPPED: a small /dev/shm cannot be mounted here (it takes root and `unshare`)");
+            return;
+        }
+        let inner = rerun::command(IN_A_CHILD, "full");
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &format!("{mount} && exec \"$0\" \"$@\"")]);
+        command.arg(inner.get_program()).args(inner.get_args());
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        rerun::succeed(&command.output().expect("a child"));
+    }
+}

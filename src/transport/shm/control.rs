@@ -247,3 +247,88 @@ impl Control {
         self.inner.bells.sleep(self.inner.me, timeout, || self.aborted() || ready())
     }
 }
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use super::*;
+
+    fn host(members: usize) -> Vec<Control> {
+        let memory = Memory::anonymous(Control::bytes(members)).expect("memory");
+        (0..members).map(|me| Control::new(&memory, members, me).expect("control")).collect()
+    }
+
+    #[test]
+    fn members_join_leave_and_die_once() {
+        let host = host(3);
+        let process = Identity { pid: 77, start_time: 1 << 40 };
+        assert_eq!(host[1].state(0), MemberState::Absent);
+        assert!(!host[1].declare_dead(0), "who never joined cannot die");
+        assert!(!host[0].leave());
+        host[0].join(40, process);
+        assert_eq!(host[2].member(0), MemberRecord { rank: 40, process, state: MemberState::Joined });
+        assert!(host[0].leave());
+        assert!(!host[1].declare_dead(0));
+        assert_eq!(host[1].state(0), MemberState::Left);
+
+        host[1].join(41, process);
+        assert!(host[0].declare_dead(1));
+        assert!(!host[2].declare_dead(1));
+        assert!(!host[1].leave());
+        assert_eq!(host[1].member(1).state, MemberState::Dead);
+        assert_eq!((host[2].members(), host[2].me()), (3, 2));
+    }
+
+    #[test]
+    fn a_failure_wakes_every_sleeper_for_good() {
+        let host = host(3);
+        std::thread::scope(|scope| {
+            let sleepers: Vec<_> = [1, 1, 2]
+                .into_iter()
+                .map(|me| {
+                    let control = host[me].clone();
+                    scope.spawn(move || {
+                        while !control.aborted() {
+                            control.sleep(None, || false);
+                        }
+                        control.failure()
+                    })
+                })
+                .collect();
+            let failure = Failure::new(0, "host", "on purpose");
+            assert!(host[0].fail(&failure));
+            for sleeper in sleepers {
+                assert_eq!(sleeper.join().expect("it wakes"), Some(failure.clone()));
+            }
+            assert_eq!(host[0].sleep(None, || false), Slept::Ready, "nobody sleeps after an abort");
+        });
+    }
+
+    #[test]
+    fn a_pause_only_grows() {
+        let host = host(2);
+        assert_eq!(host[1].paused_until(), Duration::ZERO);
+        host[0].pause_until(Duration::from_secs(5));
+        host[1].pause_until(Duration::from_secs(3));
+        assert_eq!(host[1].paused_until(), Duration::from_secs(5));
+        host[1].pause_until(Duration::MAX);
+        assert_eq!(host[0].paused_until(), Duration::from_nanos(u64::MAX));
+    }
+
+    #[test]
+    fn too_little_memory_and_another_shape_are_errors() {
+        let memory = Memory::anonymous(Control::bytes(8)).expect("memory");
+        assert!(Control::new(&memory, 64, 0).is_err());
+        let stamp = Stamp { job: 1, epoch: 0, set: 0 };
+        Control::new(&memory, 8, 0).expect("control").stamp(&stamp);
+        Control::new(&memory, 8, 7).expect("control").verify(&stamp).expect("the same");
+        assert!(Control::new(&memory, 7, 1).expect("control").verify(&stamp).is_err());
+    }
+
+    #[test]
+    fn a_line_that_is_polled_shares_no_block() {
+        assert_eq!(size_of::<MemberLine>() % 128, 0);
+        assert_eq!(size_of::<PauseLine>() % 128, 0);
+        let Place { bells: _, header, members, pause, end, failures: _ } = Place::new(5);
+        assert!([header, members, pause, end].iter().all(|at| at % 128 == 0));
+    }
+}

@@ -133,3 +133,113 @@ impl Drop for Awake<'_> {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use super::*;
+    use crate::os::sync::AtomicU64;
+
+    fn bells(members: usize) -> Vec<Bells> {
+        let mut cursor = Cursor::default();
+        let place = BellsPlace::new(&mut cursor, members);
+        let memory = Memory::anonymous(cursor.end()).expect("memory");
+        (0..members).map(|me| Bells::new(&memory, place, members, me)).collect()
+    }
+
+    #[test]
+    fn who_is_ready_does_not_sleep_and_who_is_alone_times_out() {
+        let bells = bells(1);
+        assert_eq!(bells[0].sleep(0, None, || true), Slept::Ready);
+        while bells[0].sleep(0, Some(Duration::from_millis(1)), || false) != Slept::TimedOut {}
+        assert_eq!(bells[0].sleepers[0].load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_panic_in_ready_takes_the_sleeper_off() {
+        let bells = bells(1);
+        let sleep = || bells[0].sleep(0, None, || panic!("on purpose"));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(sleep)).is_err());
+        assert_eq!(bells[0].sleepers[0].load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn nobody_rings_while_nobody_sleeps() {
+        let bells = bells(3);
+        bells[0].ring(1);
+        bells[0].ring_others();
+        bells[0].ring_all();
+        assert!(bells[0].bells.iter().all(|bell| bell.rung.load(Ordering::Relaxed) == 0));
+    }
+
+    /// Members pass a number around, each asleep (without a timeout) until it is its turn: a lost wake-up hangs.
+    #[test]
+    fn a_number_goes_round_sleepers() {
+        const MEMBERS: usize = 3;
+        const ROUNDS: u64 = 500;
+        let turn = AtomicU64::new(0);
+        let bells = bells(MEMBERS);
+        std::thread::scope(|scope| {
+            for (me, bells) in bells.iter().enumerate() {
+                let turn = &turn;
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        let mine = round * MEMBERS as u64 + me as u64;
+                        let my_turn = || turn.load(Ordering::Acquire) == mine;
+                        while !my_turn() {
+                            bells.sleep(me, None, my_turn);
+                        }
+                        turn.store(mine + 1, Ordering::Release);
+                        if round % 2 == 0 { bells.ring_others() } else { bells.ring((me + 1) % MEMBERS) }
+                    }
+                });
+            }
+        });
+        assert_eq!(turn.load(Ordering::Relaxed), ROUNDS * MEMBERS as u64);
+    }
+}
+
+#[cfg(all(test, kolo_loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    /// "publish, then sleep": the futex of the model never times out, so that a lost wake-up is a deadlock.
+    fn no_wake_up_is_lost(ringers: usize) {
+        loom::model(move || {
+            let mut cursor = Cursor::default();
+            let place = BellsPlace::new(&mut cursor, 2);
+            let memory = Memory::anonymous(cursor.end() + 4096).expect("memory");
+            let at = cursor.end();
+            let ringing: Vec<_> = (0..ringers)
+                .map(|ringer| {
+                    let memory = memory.clone();
+                    thread::spawn(move || {
+                        let published = memory.lines::<AtomicU32>(at, 2);
+                        published[ringer].store(1, Ordering::Release);
+                        Bells::new(&memory, place, 2, 0).ring(1);
+                    })
+                })
+                .collect();
+            let published = memory.lines::<AtomicU32>(at, 2);
+            let bells = Bells::new(&memory, place, 2, 1);
+            let ready = || (0..ringers).all(|ringer| published[ringer].load(Ordering::Acquire) == 1);
+            while !ready() {
+                bells.sleep(1, None, ready);
+            }
+            for thread in ringing {
+                thread.join().expect("the ringer ends");
+            }
+        });
+    }
+
+    #[test]
+    fn loom_no_wake_up_is_lost() {
+        no_wake_up_is_lost(1);
+    }
+
+    #[test]
+    fn loom_no_wake_up_of_two_is_lost() {
+        no_wake_up_is_lost(2);
+    }
+}

@@ -127,3 +127,105 @@ impl Failures {
 fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use super::*;
+
+    fn failures(members: usize) -> Vec<Failures> {
+        let mut cursor = Cursor::default();
+        let place = FailuresPlace::new(&mut cursor, members);
+        let memory = Memory::anonymous(cursor.end()).expect("memory");
+        (0..members).map(|me| Failures::new(&memory, place, members, me)).collect()
+    }
+
+    #[test]
+    fn the_first_of_many_threads_wins_and_everyone_reads_it() {
+        for _ in 0..50 {
+            let members = failures(4);
+            let wins = std::sync::Mutex::new(Vec::new());
+            std::thread::scope(|scope| {
+                for (me, failures) in members.iter().enumerate() {
+                    for thread in 0..2 {
+                        let wins = &wins;
+                        scope.spawn(move || {
+                            let failure =
+                                Failure::new(me as u32 * 2 + thread, "host", format!("cause {me}.{thread}"));
+                            if failures.fail(&failure) {
+                                wins.lock().expect("the list").push(failure);
+                            }
+                            assert!(
+                                failures.any() || failures.records[me].claimed.load(Ordering::Relaxed) == 1
+                            );
+                        });
+                    }
+                }
+            });
+            let wins = wins.into_inner().expect("the list");
+            assert_eq!(wins.len(), 1, "{wins:?}");
+            for failures in &members {
+                assert_eq!(failures.first().as_ref(), Some(&wins[0]));
+            }
+        }
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let members = failures(1);
+        assert_eq!(members[0].first(), None);
+        // A character of two bytes lies across the limit.
+        let cause = format!("x{}", "ü".repeat(CAUSE));
+        assert!(members[0].fail(&Failure::new(3, "h".repeat(HOST + 1), cause.clone())));
+        let first = members[0].first().expect("a failure");
+        assert_eq!(first.rank, 3);
+        assert_eq!(first.host.len(), HOST);
+        assert_eq!(first.cause.len(), CAUSE - 1);
+        assert!(cause.starts_with(&first.cause));
+        assert!(!members[0].fail(&Failure::new(4, "h", "later")));
+    }
+}
+
+#[cfg(all(test, kolo_loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    /// "first failure wins": two members fail, a third looks.
+    #[test]
+    fn loom_the_first_failure_wins() {
+        loom::model(|| {
+            let mut cursor = Cursor::default();
+            let place = FailuresPlace::new(&mut cursor, 2);
+            let memory = Memory::anonymous(cursor.end()).expect("memory");
+            let fail = |me: usize| {
+                let failures = Failures::new(&memory, place, 2, me);
+                thread::spawn(move || failures.fail(&Failure::new(me as u32, "h", format!("cause {me}"))))
+            };
+            let (a, b) = (fail(0), fail(1));
+            let failures = Failures::new(&memory, place, 2, 0);
+            let early = failures.first();
+            let (a, b) = (a.join().expect("ends"), b.join().expect("ends"));
+            assert!(a != b, "one of them wins");
+            let first = failures.first().expect("a failure");
+            assert_eq!(first.cause, if a { "cause 0" } else { "cause 1" });
+            assert!(early.is_none_or(|early| early == first), "it never changes");
+        });
+    }
+
+    #[test]
+    fn loom_two_threads_of_a_member_write_one_record() {
+        loom::model(|| {
+            let mut cursor = Cursor::default();
+            let place = FailuresPlace::new(&mut cursor, 1);
+            let memory = Memory::anonymous(cursor.end()).expect("memory");
+            let failures = Failures::new(&memory, place, 1, 0);
+            let other = failures.clone();
+            let other = thread::spawn(move || other.fail(&Failure::new(1, "h", "one")));
+            let mine = failures.fail(&Failure::new(2, "h", "two"));
+            let theirs = other.join().expect("ends");
+            assert!(mine != theirs);
+            assert_eq!(failures.first().expect("a failure").rank, if mine { 2 } else { 1 });
+        });
+    }
+}

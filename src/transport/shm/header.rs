@@ -110,3 +110,48 @@ pub(crate) fn digest(numbers: &[usize]) -> u64 {
         .flat_map(|number| (*number as u64).to_le_bytes())
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use super::*;
+
+    const STAMP: Stamp = Stamp { job: 7 << 64 | 9, epoch: 1, set: 2 };
+
+    fn header(memory: &Memory, shape: u64) -> Header {
+        Header::new(memory, 0, shape)
+    }
+
+    #[test]
+    fn a_stamp_is_found_again_and_anything_else_is_told() {
+        let memory = Memory::anonymous(4096).expect("memory");
+        let empty = header(&memory, 5).verify(&STAMP).expect_err("nothing was stamped");
+        assert!(empty.to_string().contains("containers"), "{empty}");
+        header(&memory, 5).stamp(&STAMP);
+        header(&memory, 5).verify(&STAMP).expect("the same");
+        let shape = header(&memory, 6).verify(&STAMP).expect_err("another shape");
+        assert!(shape.to_string().contains("same settings"), "{shape}");
+        for other in [
+            Stamp { job: 7 << 64 | 8, ..STAMP },
+            Stamp { job: 9, ..STAMP },
+            Stamp { epoch: 2, ..STAMP },
+            Stamp { set: 3, ..STAMP },
+        ] {
+            let error = header(&memory, 5).verify(&other).expect_err("another stamp");
+            assert!(error.to_string().contains("belongs to job"), "{error}");
+        }
+    }
+
+    #[test]
+    fn another_layout_version_is_told() {
+        let memory = Memory::anonymous(4096).expect("memory");
+        header(&memory, 5).line[0].magic.store(MAGIC + 1, Ordering::Release);
+        let error = header(&memory, 5).verify(&STAMP).expect_err("another version");
+        assert!(error.to_string().contains("same build"), "{error}");
+    }
+
+    #[test]
+    fn digests_differ() {
+        assert_ne!(digest(&[1, 2]), digest(&[2, 1]));
+        assert_ne!(digest(&[0]), digest(&[0, 0]));
+    }
+}

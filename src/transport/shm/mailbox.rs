@@ -123,10 +123,10 @@ impl MailSender {
     /// # Panics
     /// If the message is longer than a piece.
     pub(crate) fn try_send(&mut self, message: &[u8]) -> bool {
-        if self.sent - self.taken == PIECES as u64 {
+        if self.sent - self.taken >= PIECES as u64 {
             // Acquire: what the receiver took, it has finished reading.
             self.taken = self.ring.taken[0].count.load(Ordering::Acquire);
-            if self.sent - self.taken == PIECES as u64 {
+            if self.sent - self.taken >= PIECES as u64 {
                 return false;
             }
         }

@@ -3,8 +3,6 @@
 //! This file is all that knows where a line lies. Under loom the same calls hand out loom's values, made once for each
 //! place and found again by it, and byte ranges that tell loom of every access; the protocols above do not differ.
 
-use std::sync::Arc;
-
 use crate::error::Result;
 use crate::os::memory::Mapping;
 
@@ -31,8 +29,7 @@ unsafe impl Line for crate::os::sync::AtomicU32 {}
 // SAFETY: as above.
 unsafe impl Line for crate::os::sync::AtomicU64 {}
 
-/// Hands out consecutive places of a layout. The same calls on `Plan::default()` and on a memory give the same offsets,
-/// so that the size of a layout and its places cannot disagree.
+/// Hands out consecutive places of a layout, from which its size and the places of its parts are taken alike.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cursor {
     at: usize,
@@ -49,7 +46,6 @@ impl Cursor {
     /// `count` lines of `T`, which share no block with what comes before or after.
     pub(crate) fn lines<T: Line>(&mut self, count: usize) -> usize {
         let start = self.take(size_of::<T>() * count, BLOCK);
-        self.take(0, BLOCK);
         self.at = self.at.next_multiple_of(BLOCK);
         start
     }
@@ -84,6 +80,11 @@ mod real {
     }
 
     impl Memory {
+        /// New memory of this process alone.
+        pub(crate) fn anonymous(len: usize) -> super::Result<Self> {
+            Ok(Self::new(Arc::new(Mapping::anonymous(len)?)))
+        }
+
         /// All of a mapping.
         pub(crate) fn new(mapping: Arc<Mapping>) -> Self {
             let len = mapping.len();
@@ -245,6 +246,10 @@ mod modelled {
     }
 
     impl Memory {
+        pub(crate) fn anonymous(len: usize) -> super::Result<Self> {
+            Ok(Self::new(Arc::new(Mapping::anonymous(len)?)))
+        }
+
         pub(crate) fn new(mapping: Arc<Mapping>) -> Self {
             let len = mapping.len();
             Self { mapping, made: Arc::default(), offset: 0, len }
@@ -374,6 +379,57 @@ mod modelled {
             }
             // SAFETY: inside the mapping; loom runs one thread at a time, and switches at the atomics only.
             look(unsafe { slice::from_raw_parts(self.ptr().add(at), len) })
+        }
+    }
+}
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use super::*;
+    use crate::os::sync::{AtomicU64, Ordering};
+
+    #[test]
+    fn places_do_not_overlap_and_lines_have_blocks_of_their_own() {
+        let mut cursor = Cursor::default();
+        let a = cursor.lines::<AtomicU64>(3);
+        let b = cursor.lines::<AtomicU64>(17);
+        let c = cursor.bytes(1);
+        let d = cursor.take(10, PAGE);
+        assert_eq!((a, b, c, d, cursor.end()), (0, 128, 384, 4096, 4106));
+    }
+
+    #[test]
+    fn parts_and_lines_meet_in_the_same_memory() {
+        let memory = Memory::anonymous(2 * PAGE).expect("memory");
+        let part = memory.part(PAGE, 256);
+        let here = part.lines::<AtomicU64>(128, 2);
+        let there = memory.lines::<AtomicU64>(PAGE + 128, 2).clone();
+        here[1].store(5, Ordering::Relaxed);
+        assert_eq!(there[1].load(Ordering::Relaxed), 5);
+        let bytes = memory.bytes(PAGE + 136, 8);
+        // SAFETY: one thread.
+        assert_eq!(unsafe { bytes.read(0, 8, |bytes| bytes.to_vec()) }, 5_u64.to_ne_bytes());
+        // SAFETY: one thread.
+        unsafe { bytes.write(7, &[1]) };
+        assert_eq!(here[1].load(Ordering::Relaxed), u64::from_ne_bytes([5, 0, 0, 0, 0, 0, 0, 1]));
+        assert_eq!((part.len(), bytes.len(), part.mapping().len()), (256, 8, 2 * PAGE));
+        part.populate(0, 256).expect("populated");
+    }
+
+    #[test]
+    fn what_lies_outside_panics() {
+        let memory = Memory::anonymous(PAGE).expect("memory");
+        let outside: [&dyn Fn(); 6] = [
+            &|| drop(memory.part(0, PAGE + 1)),
+            &|| drop(memory.part(64, 64)),
+            &|| drop(memory.lines::<AtomicU64>(PAGE - 8, 2)),
+            &|| drop(memory.lines::<AtomicU64>(4, 1)),
+            &|| drop(memory.bytes(PAGE, 1)),
+            // SAFETY: it panics before it writes.
+            &|| unsafe { memory.bytes(0, 8).write(1, &[0; 8]) },
+        ];
+        for (number, call) in outside.iter().enumerate() {
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err(), "call {number}");
         }
     }
 }

@@ -20,6 +20,7 @@ mod memory;
 mod progress;
 mod ready;
 mod requests;
+mod segment;
 
 pub(crate) use announcement::Fingerprint;
 pub(crate) use arena::{Arena, ArenaParams};
@@ -31,3 +32,4 @@ pub(crate) use mailbox::{MailReceiver, MailSender};
 pub(crate) use memory::Memory;
 pub(crate) use ready::ReadyWords;
 pub(crate) use requests::{RequestReader, RequestWriter};
+pub(crate) use segment::{Offer, Ticket};
