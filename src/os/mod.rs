@@ -12,7 +12,6 @@ pub(crate) mod host;
 pub(crate) mod memory;
 pub(crate) mod process;
 pub(crate) mod random;
-pub(crate) mod share;
 #[cfg(all(test, not(kolo_loom)))]
 pub(crate) mod rerun;
 pub(crate) mod sync;
