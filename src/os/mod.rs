@@ -6,13 +6,13 @@
 #![allow(unsafe_code, reason = "system calls and memory maps")]
 
 pub(crate) mod cpu;
+pub(crate) mod ending;
 pub(crate) mod futex;
 pub(crate) mod host;
 pub(crate) mod memory;
 pub(crate) mod process;
-#[cfg(all(test, not(kolo_loom)))]
 pub(crate) mod random;
+#[cfg(all(test, not(kolo_loom)))]
 pub(crate) mod rerun;
-pub(crate) mod share;
 pub(crate) mod sync;
 pub(crate) mod time;

@@ -3,10 +3,13 @@
 
 mod dtype;
 mod hold;
+mod shared;
 mod span;
 mod traits;
 
 pub use dtype::{DType, Element, ReduceOp};
+pub use shared::SharedBuffer;
 pub(crate) use hold::Hold;
+pub(crate) use shared::Reserve;
 pub(crate) use span::{Piece, RawSlice};
 pub use traits::Tensor;

@@ -1,6 +1,6 @@
 //! What kolo asks of a framework's tensor.
 
-use super::Element;
+use super::{Element, SharedBuffer};
 
 /// A tensor in host memory that kolo can reduce in place: a shape, and its elements as one contiguous slice.
 ///
@@ -67,4 +67,4 @@ macro_rules! slice_like {
     )*};
 }
 
-slice_like!(Vec<T>, Box<[T]>, &mut [T]);
+slice_like!(Vec<T>, Box<[T]>, SharedBuffer<T>, &mut [T]);

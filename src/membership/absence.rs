@@ -1,0 +1,79 @@
+//! Why a rank that others wait for does not come.
+
+use std::fmt;
+
+use crate::os::process::{self, State};
+use crate::transport::shm::MemberState;
+
+use super::Core;
+
+/// What keeps a rank from taking part, as far as its host knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// It dropped its last handle: it will not come.
+    Left,
+    /// Its process ended: it will not come.
+    Dead,
+    /// Its process is stopped, by a signal or a debugger: it may go on.
+    Stopped,
+}
+
+/// A rank that does not come, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Absence {
+    pub(crate) rank: u32,
+    pub(crate) cause: Cause,
+    text: String,
+}
+
+impl Absence {
+    /// Whether waiting longer is in vain.
+    pub(crate) fn is_final(&self) -> bool {
+        self.cause != Cause::Stopped
+    }
+}
+
+impl fmt::Display for Absence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Core {
+    /// Why the member `local` of this host does not come, if there is something to tell. Reads `/proc`: for waits that
+    /// take long, not for each turn of a loop.
+    pub(crate) fn missing(&self, local: usize) -> Option<Absence> {
+        let rank = self.topology.host().ranks[local];
+        let pid = self.topology.place(rank).pid;
+        let who = self.who(rank);
+        let absence = |cause, text: String| Some(Absence { rank: rank as u32, cause, text });
+        match self.control.state(local) {
+            MemberState::Left => absence(
+                Cause::Left,
+                format!("{who} has left the job (its last Kolo was dropped); keep it alive for as long as others need it"),
+            ),
+            MemberState::Dead => absence(Cause::Dead, format!("{who} (pid {pid}) has ended")),
+            MemberState::Absent | MemberState::Joined if pid == self.pid => None,
+            MemberState::Absent | MemberState::Joined => match process::state(pid) {
+                State::Stopped => absence(
+                    Cause::Stopped,
+                    format!("{who} (pid {pid}) is stopped by a signal or a debugger; `kill -CONT {pid}` lets it go on"),
+                ),
+                State::Zombie | State::Gone => absence(Cause::Dead, format!("{who} (pid {pid}) has ended")),
+                State::Running | State::Sleeping => None,
+            },
+        }
+    }
+
+    /// Why the global rank does not come, if it sits on this host and there is something to tell.
+    pub(crate) fn missing_rank(&self, rank: usize) -> Option<Absence> {
+        (self.topology.host_of(rank) == self.topology.host_index())
+            .then(|| self.missing(self.topology.local_rank_of(rank)))
+            .flatten()
+    }
+
+    /// A rank as messages name it: `rank 3 on node7`.
+    pub(crate) fn who(&self, rank: usize) -> String {
+        format!("rank {rank} on {}", self.topology.host_name(rank))
+    }
+}

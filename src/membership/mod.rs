@@ -1,0 +1,303 @@
+//! The job as one rank sees it: who belongs to it, who left, what failed first, and the end of it.
+//!
+//! [`Job`] is what users' handles hold: a `Kolo`, a communicator, a set each keep one `Arc<Job>`, and the drop of the
+//! last is this rank leaving. [`Core`] is what kolo's own threads hold, which must not keep a rank in the job.
+
+mod absence;
+mod last_words;
+pub(crate) mod share;
+mod watch;
+mod world;
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::error::{Error, Failure, Result};
+use crate::event::{self, Event, Sink};
+use crate::tensor::Reserve;
+use crate::topology::Topology;
+use crate::transport::bootstrap::Bootstrap;
+use crate::transport::shm::{Control, MemberState};
+use crate::transport::{Link, Stamp};
+
+pub(crate) use absence::{Absence, Cause};
+pub(crate) use share::Way;
+pub(crate) use last_words::{panic_text, record_panics};
+pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
+pub(crate) use world::World;
+
+/// How long a failed job lives on so that every rank sees why, before it is ended by force.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// What everything in a job may look at.
+#[derive(Debug)]
+pub(crate) struct Core {
+    /// Random, equal on every rank.
+    pub(crate) id: u128,
+    /// The generation of the membership. It grows when members are replaced.
+    pub(crate) epoch: u64,
+    pub(crate) topology: Topology,
+    pub(crate) config: Config,
+    /// What the ranks of this host share.
+    pub(crate) control: Control,
+    /// What more shared memory of this job is to be made of.
+    pub(crate) way: Way,
+    pub(crate) reserve: Arc<Reserve>,
+    pub(crate) world: World,
+    pub(crate) sink: Arc<dyn Sink>,
+    /// The process that this belongs to. In a forked child nothing here does anything.
+    pub(crate) pid: u32,
+    /// Wakes the watcher of this rank, and that of the host's leader.
+    nudge: Nudge,
+    /// Set when this rank's failure was the first: then ending the job is its duty.
+    winner: AtomicBool,
+    /// The thread that ends the job, once one does.
+    ending: Mutex<Option<rustix::process::Pid>>,
+}
+
+/// A rank's membership. The drop of the last one is the rank leaving.
+pub(crate) struct Job {
+    core: Arc<Core>,
+    /// Always there, until the drop takes it.
+    parts: Option<JobParts>,
+}
+
+/// What a rank holds for as long as it belongs to the job. Fields go in this order.
+pub(crate) struct JobParts {
+    pub(crate) watcher: Option<Watcher>,
+    pub(crate) bootstrap: Mutex<Box<dyn Bootstrap>>,
+    /// Makes an exit of the process while the rank belongs to the job a failure.
+    #[cfg(feature = "mpi")]
+    pub(crate) live: Option<crate::transport::mpi::LiveGuard>,
+}
+
+/// What a [`Core`] is made of.
+#[derive(Debug)]
+pub(crate) struct CoreParts {
+    pub(crate) id: u128,
+    pub(crate) epoch: u64,
+    pub(crate) topology: Topology,
+    pub(crate) config: Config,
+    pub(crate) control: Control,
+    pub(crate) way: Way,
+    pub(crate) reserve: Arc<Reserve>,
+    pub(crate) world: World,
+    pub(crate) nudge: Nudge,
+}
+
+impl Core {
+    pub(crate) fn new(parts: CoreParts) -> Self {
+        let CoreParts { id, epoch, topology, config, control, way, reserve, world, nudge } = parts;
+        Self {
+            id,
+            epoch,
+            topology,
+            config,
+            control,
+            way,
+            reserve,
+            world,
+            sink: Arc::new(event::Nobody),
+            pid: std::process::id(),
+            nudge,
+            winner: AtomicBool::new(false),
+            ending: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn rank(&self) -> usize {
+        self.topology.rank()
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.topology.size()
+    }
+
+    /// `Err` once the job has failed. One load while it has not: for every loop that waits.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.control.aborted() { Err(self.failed()) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn failed(&self) -> Error {
+        self.world.mark_failed("the job failed");
+        let unknown = || Failure::new(self.rank() as u32, self.topology.host().name.as_str(), "the job was aborted");
+        Error::Failed(Arc::new(self.control.failure().unwrap_or_else(unknown)))
+    }
+
+    /// Says that this rank failed. If nobody failed before, it is the job's failure: every rank of the host learns of
+    /// it at once and the other hosts through their leaders, it is printed, and soon the job is ended.
+    ///
+    /// Returns the first failure of the job, which may be another rank's.
+    pub(crate) fn fail(&self, cause: impl Into<String>) -> Error {
+        self.fail_as(Failure::new(self.rank() as u32, self.topology.host().name.as_str(), cause))
+    }
+
+    /// Says that a rank, this one or another, failed.
+    pub(crate) fn fail_as(&self, failure: Failure) -> Error {
+        if self.pid != std::process::id() {
+            return Error::Failed(Arc::new(failure));
+        }
+        if self.control.fail(&failure) {
+            self.winner.store(true, Ordering::Release);
+            self.world.mark_failed("the job failed");
+            if self.world.tells() {
+                event::tell_error(&failure.to_string());
+            }
+            self.sink.event(&Event::Failed(failure));
+            self.nudge.look();
+        }
+        self.failed()
+    }
+
+    /// Takes over a failure of another host, which told it already.
+    pub(crate) fn fail_elsewhere(&self, failure: Failure) {
+        self.world.mark_failed("another host failed");
+        if self.control.fail(&failure) {
+            self.sink.event(&Event::Failed(failure));
+        }
+    }
+
+    /// Ends the job if ending it is this rank's duty: gives the others a moment to see the failure, then ends every
+    /// process. Does not return where there are processes to end.
+    pub(crate) fn end_if_winner(&self) {
+        if self.winner.load(Ordering::Acquire) {
+            self.end_by_force();
+        }
+    }
+
+    /// Gives the others a moment to see the failure, then ends every process.
+    pub(crate) fn end_by_force(&self) {
+        if !self.world.has_processes() || self.pid != std::process::id() {
+            return;
+        }
+        let me = rustix::thread::gettid();
+        {
+            let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+            match *ending {
+                None => *ending = Some(me),
+                // Ending the job runs what was registered for the exit, which comes by here.
+                Some(thread) if thread == me => return,
+                Some(_) => {
+                    drop(ending);
+                    // The other thread ends this process; an exit must not overtake it.
+                    std::thread::sleep(GRACE * 3);
+                    return;
+                }
+            }
+        }
+        self.await_witnesses();
+        self.world.abort();
+    }
+
+    /// Waits until the others of this host are gone, for as long as the grace lasts. Other hosts get all of it.
+    fn await_witnesses(&self) {
+        let end = Instant::now() + GRACE;
+        let host = &self.topology.host().ranks;
+        let alone = self.topology.hosts().len() == 1;
+        let still_there = |local: usize| {
+            let record = self.control.member(local);
+            record.process.pid != self.pid && record.state == MemberState::Joined && record.process.is_alive()
+        };
+        while Instant::now() < end {
+            if alone && !(0..host.len()).any(still_there) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Declares a member of this host dead, and with that the job failed.
+    pub(crate) fn found_dead(&self, local: usize, how: &str) {
+        if !self.control.declare_dead(local) {
+            return;
+        }
+        let rank = self.topology.host().ranks[local];
+        let pid = self.topology.place(rank).pid;
+        self.fail_as(Failure::new(rank as u32, self.topology.host_name(rank), format!("its process (pid {pid}) {how}")));
+    }
+
+    /// Prints once that a wait takes long. `text` says what is waited for, and who is missing.
+    pub(crate) fn stalled(&self, what: &str, waited: Duration, text: &str) {
+        event::tell_warning(&format!("{}: {what} has waited for {waited:.0?}; {text}", self.who(self.rank())));
+        self.sink.event(&Event::Stalled { what: what.to_owned(), waited });
+    }
+
+    /// Wakes the ranks of another host that sleep, by way of the leaders.
+    pub(crate) fn ring_host(&self, host: usize) {
+        self.nudge.ring(host);
+    }
+
+    /// A stream of messages between global ranks, in set order, this one among them.
+    ///
+    /// # Errors
+    /// A job of one rank, or no room for another stream.
+    pub(crate) fn link(&self, set: u32, channel: u8, ranks: &[usize]) -> Result<Box<dyn Link>> {
+        let stamp = Stamp { job: self.id, epoch: self.epoch, set, channel };
+        self.world.link(stamp, ranks.iter().map(|&rank| rank as u32).collect(), self.rank() as u32)
+    }
+}
+
+impl Job {
+    pub(crate) fn new(core: Arc<Core>, parts: JobParts) -> Self {
+        Self { core, parts: Some(parts) }
+    }
+
+    /// What kolo's own threads may hold without keeping the rank in the job.
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Gives every rank what every rank passed, by rank. Slow: for setting things up.
+    ///
+    /// # Collective
+    /// Every rank of the job, in the same order.
+    ///
+    /// # Errors
+    /// A rank that does not come before the deadline. No later call succeeds then.
+    pub(crate) fn allgather(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.core.check()?;
+        let Some(parts) = &self.parts else { unreachable!("only the drop takes the parts") };
+        let mut bootstrap = parts.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
+        bootstrap.allgather(mine).map_err(|error| self.core.check().err().unwrap_or(error))
+    }
+}
+
+impl Deref for Job {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job").field("core", &self.core).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let parts = self.parts.take();
+        // A fork of this process is not the rank: the threads are not there, and the peers are not its.
+        if self.core.pid != std::process::id() {
+            std::mem::forget(parts);
+            return;
+        }
+        if std::thread::panicking() {
+            self.core.fail(panic_text(None));
+        }
+        self.core.end_if_winner();
+        if self.core.check().is_ok() {
+            self.core.sink.event(&Event::Left { rank: self.core.rank() as u32 });
+        }
+        self.core.control.leave();
+        drop(parts);
+    }
+}

@@ -1,0 +1,264 @@
+//! How a rank joins: who is there, where, with which settings; then memory, and the threads that watch.
+//!
+//! Every step ends in an exchange that carries either what the others need or why this rank cannot go on. So a rank
+//! that fails takes all with it, at once and with its reason, and nobody waits for the deadline.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::Kolo;
+use super::exchange::{Stop, Table, foreign};
+use super::home::Home;
+use crate::config::{Config, Loaded, Raw};
+use crate::error::{Error, Result};
+use crate::event;
+use crate::fields::{put, take, take_array, take_text};
+use crate::membership::{Core, CoreParts, Doorway, Job, JobParts, Nudge, WatchParts, Watcher, World, record_panics};
+use crate::os::process::Identity;
+use crate::os::{cpu, host, random};
+use crate::topology::{Place, Topology};
+use crate::transport::bootstrap::{Bootstrap, Solo, Threads};
+use crate::transport::sim::Network;
+
+#[cfg(feature = "mpi")]
+use crate::transport::mpi;
+
+/// How the ranks of a job come about.
+pub(super) enum Kind {
+    /// By a launcher, or alone.
+    Launched {
+        /// The application's communicator, where it has one.
+        #[cfg(feature = "mpi")]
+        adopt: Option<mpi::RawComm>,
+    },
+    /// As threads of this process.
+    Thread { bootstrap: Threads, network: Network },
+}
+
+/// Why a rank did not join.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) error: Error,
+    /// Whether it is this rank that tells: one does.
+    pub(super) tell: bool,
+    who: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} could not start: {}", self.who, self.error)
+    }
+}
+
+/// The generation of a membership that nobody has joined later.
+const FIRST_EPOCH: u64 = 1;
+
+/// Joins. `settings` may hold a mistake, which the others must hear about.
+pub(super) fn boot(settings: Result<Raw>, kind: Kind) -> Result<Kolo, Refusal> {
+    record_panics();
+    let hostname = host::hostname();
+    let loaded = settings.and_then(Config::load);
+    let deadline = loaded.as_ref().map_or(Config::default().deadline, |loaded| loaded.config.deadline);
+    let (bootstrap, ground) = match kind.ground(deadline) {
+        Ok(found) => found,
+        Err(error) => {
+            let rank = launched_rank();
+            // A program that does not fit its launcher does not fit it anywhere: one rank is enough to say so.
+            let tell = !matches!(error, Error::Config(_)) || rank.is_none_or(|rank| rank == 0);
+            let who = rank.map_or_else(|| "the job".to_owned(), |rank| format!("rank {rank} on {hostname}"));
+            return Err(Refusal { error, tell, who });
+        }
+    };
+    let who = format!("rank {} on {hostname}", bootstrap.rank());
+    let mut table = Table::new(bootstrap, hostname);
+    match join(&mut table, loaded, &ground, deadline) {
+        Ok((core, watcher)) => {
+            let bootstrap = Mutex::new(table.into_bootstrap());
+            let parts = JobParts {
+                watcher,
+                bootstrap,
+                #[cfg(feature = "mpi")]
+                live: ground.live(&core),
+            };
+            Ok(Kolo { job: Arc::new(Job::new(core, parts)) })
+        }
+        Err(Stop { error, tell }) => Err(Refusal { error, tell, who }),
+    }
+}
+
+/// What a job stands on before it has an id.
+enum Ground {
+    Solo,
+    Threads(Network),
+    #[cfg(feature = "mpi")]
+    Mpi(Arc<mpi::MpiWorld>),
+}
+
+impl Kind {
+    /// Finds the other ranks.
+    fn ground(self, deadline: Duration) -> Result<(Box<dyn Bootstrap>, Ground)> {
+        match self {
+            Self::Thread { bootstrap, network } => Ok((Box::new(bootstrap), Ground::Threads(network))),
+            #[cfg(feature = "mpi")]
+            Self::Launched { adopt } if adopt.is_some() || mpi::launched().is_some() => {
+                let world = mpi::MpiWorld::start(adopt, deadline)?;
+                Ok((Box::new(mpi::MpiBootstrap::new(Arc::clone(&world), deadline)), Ground::Mpi(world)))
+            }
+            Self::Launched { .. } => {
+                let _ = deadline;
+                Ok((Box::new(Solo), Ground::Solo))
+            }
+        }
+    }
+}
+
+impl Ground {
+    /// The world of job `id`.
+    ///
+    /// # Collective
+    /// Every rank.
+    fn world(&self, id: u128, epoch: u64, deadline: Duration) -> Result<World> {
+        match self {
+            Self::Solo => Ok(World::Solo),
+            Self::Threads(network) => Ok(World::Threads(network.clone())),
+            #[cfg(feature = "mpi")]
+            Self::Mpi(world) => mpi::MpiJob::join(world, id, epoch, deadline).map(World::Mpi),
+        }
+    }
+
+    /// Makes an exit of the process a failure for as long as the rank belongs to the job.
+    #[cfg(feature = "mpi")]
+    fn live(&self, core: &Arc<Core>) -> Option<mpi::LiveGuard> {
+        let Self::Mpi(world) = self else { return None };
+        let core = Arc::clone(core);
+        Some(world.live_guard(move || {
+            core.fail(
+                "its process exited while it belonged to the job (by process::exit, or with a Kolo that was never \
+                 dropped); return from main instead, or drop every Kolo first",
+            );
+            core.end_if_winner();
+        }))
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn launched_rank() -> Option<usize> {
+    mpi::launched().and_then(|launcher| launcher.rank)
+}
+
+#[cfg(not(feature = "mpi"))]
+fn launched_rank() -> Option<usize> {
+    None
+}
+
+/// What a rank tells first.
+struct Hello {
+    id: u128,
+    place: Place,
+    agreement: Vec<String>,
+}
+
+impl Hello {
+    fn of_this_rank(hostname: &str, config: &Config) -> Result<Self> {
+        let Identity { pid, start_time } = Identity::current()?;
+        let place = Place {
+            identity: host::identity(),
+            hostname: hostname.to_owned(),
+            pid,
+            start_time,
+            cpus: cpu::affinity()?,
+            quota: cpu::quota(),
+        };
+        Ok(Self { id: u128::from_le_bytes(random::bytes()?), place, agreement: config.agreement() })
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        put(&mut out, &self.id.to_le_bytes());
+        self.place.encode(&mut out);
+        for text in &self.agreement {
+            put(&mut out, text.as_bytes());
+        }
+        out
+    }
+
+    fn decode(mut rest: &[u8]) -> Option<Self> {
+        let id = u128::from_le_bytes(take_array(&mut rest)?);
+        let place = Place::decode(&mut rest)?;
+        let mut agreement = Vec::new();
+        while !rest.is_empty() {
+            agreement.push(take_text(&mut rest)?);
+        }
+        Some(Self { id, place, agreement })
+    }
+}
+
+fn join(
+    table: &mut Table,
+    loaded: Result<Loaded>,
+    ground: &Ground,
+    deadline: Duration,
+) -> Result<(Arc<Core>, Option<Watcher>), Stop> {
+    let hello = loaded.as_ref().map_err(Clone::clone).and_then(|l| Hello::of_this_rank(table.hostname(), &l.config));
+    let hellos = table.exchange(hello.map(|hello| hello.encode()))?;
+    let Loaded { config, warnings } = loaded.map_err(Stop::own)?;
+    if table.rank() == 0 {
+        warnings.iter().for_each(|warning| event::tell_warning(warning));
+    }
+    let hellos: Option<Vec<Hello>> = hellos.iter().map(|bytes| Hello::decode(bytes)).collect();
+    let hellos = hellos.ok_or_else(|| table.common(foreign(table.rank())))?;
+    // The first rank's number is the job's.
+    let id = hellos[0].id;
+    let (places, agreements): (Vec<Place>, Vec<_>) = hellos.into_iter().map(|h| (h.place, h.agreement)).unzip();
+    Config::check_agreement(&agreements).map_err(|error| table.common(error))?;
+    let topology = Topology::new(table.rank(), places, &config.hosts.0).map_err(|error| table.common(error))?;
+
+    let mut home = Home::build(table, &topology, id, FIRST_EPOCH, config.shared_reserve.0)?;
+    let world = ground.world(id, FIRST_EPOCH, deadline);
+    let doorway = watches(&topology).then(Doorway::new).transpose();
+    let mut greeting = Vec::new();
+    let ready = home.check_members(&topology).and(world).and_then(|world| {
+        let doorway = doorway?;
+        let (pid, fd) = doorway.as_ref().map_or((0, -1), Doorway::address);
+        put(&mut greeting, &pid.to_le_bytes());
+        put(&mut greeting, &fd.to_le_bytes());
+        Ok((world, doorway))
+    });
+    let greetings = table.exchange(ready.as_ref().map(|_| greeting).map_err(Clone::clone))?;
+    home.close();
+    let (world, doorway) = ready.map_err(Stop::own)?;
+    let started = open_leader(&topology, &greetings).and_then(|leader| {
+        let nudge = Nudge { own: doorway.as_ref().map(|doorway| Arc::clone(&doorway.write)), leader };
+        let Home { control, reserve, way, .. } = home;
+        let parts = CoreParts { id, epoch: FIRST_EPOCH, topology, config, control, way, reserve, world, nudge };
+        let core = Arc::new(Core::new(parts));
+        let start = |doorway| Watcher::start(WatchParts { core: Arc::clone(&core), doorway });
+        let watcher = doorway.map(start).transpose()?;
+        Ok((core, watcher))
+    });
+    table.exchange(started.as_ref().map(|_| Vec::new()).map_err(Clone::clone))?;
+    started.map_err(Stop::own)
+}
+
+/// Whether a rank needs the thread that watches: for peers in other processes, or for other hosts as their leader.
+fn watches(topology: &Topology) -> bool {
+    let pid = std::process::id();
+    let peers = topology.host().ranks.iter().any(|&rank| topology.place(rank).pid != pid);
+    peers || (topology.is_leader() && topology.hosts().len() > 1)
+}
+
+/// The pipe of the host's leader, where there are other hosts to speak with.
+fn open_leader(topology: &Topology, greetings: &[Vec<u8>]) -> Result<Option<Arc<std::os::fd::OwnedFd>>> {
+    if topology.hosts().len() == 1 {
+        return Ok(None);
+    }
+    let leader = topology.host().ranks[0];
+    let mut rest = &greetings[leader][..];
+    let address = (|| {
+        let pid = u32::from_le_bytes(take(&mut rest)?.try_into().ok()?);
+        let fd = i32::from_le_bytes(take(&mut rest)?.try_into().ok()?);
+        Some((pid, fd))
+    })();
+    Doorway::open_peer(address.ok_or_else(|| foreign(leader))?).map(|pipe| Some(Arc::new(pipe)))
+}

@@ -1,0 +1,122 @@
+//! A rank's handle on its job.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::membership::Job;
+use crate::os::time;
+use crate::tensor::{Element, SharedBuffer};
+
+/// One rank of a job.
+///
+/// Cheap to clone, usable from any thread. The rank belongs to the job until the last clone, and everything made from
+/// it, is dropped. That is local and legal at any time; whoever needs the rank afterwards gets an error that names it.
+/// A process that exits while it holds a `Kolo` has failed.
+#[derive(Clone)]
+pub struct Kolo {
+    pub(crate) job: Arc<Job>,
+}
+
+impl Kolo {
+    /// This rank's number in the job, from 0.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.job.topology.rank()
+    }
+
+    /// The number of ranks in the job.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.job.topology.size()
+    }
+
+    /// This rank's number among those of its host, from 0: which GPU is its own.
+    #[must_use]
+    pub fn local_rank(&self) -> usize {
+        self.job.topology.local_rank()
+    }
+
+    /// The number of ranks on this host.
+    #[must_use]
+    pub fn local_size(&self) -> usize {
+        self.job.topology.local_size()
+    }
+
+    /// This rank's number among those with the same local rank, one on each host.
+    #[must_use]
+    pub fn cross_rank(&self) -> usize {
+        self.job.topology.cross_rank()
+    }
+
+    /// The number of hosts that have a rank with this local rank.
+    #[must_use]
+    pub fn cross_size(&self) -> usize {
+        self.job.topology.cross_size()
+    }
+
+    /// The name of this host.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.job.topology.host().name
+    }
+
+    /// Whether every host has equally many ranks.
+    #[must_use]
+    pub fn is_homogeneous(&self) -> bool {
+        self.job.topology.is_homogeneous()
+    }
+
+    /// Ends the job because this rank cannot go on: every rank gets the reason from whatever it waits for, it is
+    /// printed once, and shortly after all processes of the job are ended.
+    ///
+    /// Returns the error to return with; it is the job's first failure, which may be another rank's.
+    ///
+    /// ```
+    /// # let kolo = kolo::init()?;
+    /// fn check(kolo: &kolo::Kolo, loss: f32) -> kolo::Result<()> {
+    ///     if loss.is_nan() {
+    ///         return Err(kolo.abort("the loss is not a number"));
+    ///     }
+    ///     Ok(())
+    /// }
+    /// assert!(check(&kolo, 0.5).is_ok());
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    #[must_use = "return the error, so that this rank ends, too"]
+    pub fn abort(&self, reason: impl fmt::Display) -> Error {
+        self.job.fail(reason.to_string())
+    }
+
+    /// Asks all ranks of this host to be patient for so long: deadlines and warnings of waits count from then on.
+    ///
+    /// For work on one rank that the others wait for: an evaluation, a long checkpoint.
+    pub fn pause(&self, duration: Duration) {
+        self.job.control.pause_until(time::monotonic().saturating_add(duration));
+    }
+
+    /// `count` zeroed elements in memory that all ranks of the host have mapped: operations on them copy less.
+    ///
+    /// The memory comes from this rank's reserve (`KOLO_SHARED_RESERVE`) and goes back there when the buffer is
+    /// dropped.
+    ///
+    /// ```
+    /// let kolo = kolo::init()?;
+    /// let mut gradient = kolo.alloc::<f32>(1000)?;
+    /// gradient[7] = 1.0;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The reserve is used up: how much is left, and which knob makes it larger.
+    pub fn alloc<T: Element>(&self, count: usize) -> Result<SharedBuffer<T>> {
+        SharedBuffer::new(&self.job.reserve, count)
+    }
+}
+
+impl fmt::Debug for Kolo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kolo").field("rank", &self.rank()).field("size", &self.size()).finish_non_exhaustive()
+    }
+}
