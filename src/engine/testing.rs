@@ -79,7 +79,7 @@ impl Shape {
                     crowded: true,
                     deadline: Duration::from_secs(60),
                     warning: Duration::from_secs(30),
-                    whereabouts: Box::new(|_| "in this test".to_owned()),
+                    absence: Box::new(|_| None),
                 });
                 let me = self.hosts[..host].iter().sum::<usize>() + member;
                 let all: Vec<u32> = (0..ranks as u32).collect();
