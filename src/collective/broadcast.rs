@@ -1,7 +1,7 @@
 //! Broadcast: every rank gets the root's elements.
 
 use crate::communicator::Communicator;
-use crate::coordinator::Kind;
+
 use crate::engine::Collective;
 use crate::error::Result;
 use crate::handle::{Call, Handle, Options, Scope, ScopedHandle};

@@ -13,7 +13,7 @@ use crate::transport::Link;
 use crate::transport::shm::{Arena, ArenaParams, Memory};
 
 /// Gathers one message of every rank of a set, in set order. Every rank calls it the same number of times.
-pub(crate) type Gather<'a> = dyn FnMut(&[u8]) -> Result<Vec<Vec<u8>>> + 'a;
+pub(super) type Gather<'a> = dyn FnMut(&[u8]) -> Result<Vec<Vec<u8>>> + 'a;
 
 /// The streams of a set that may be under way at the same time.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ enum Stream {
 /// Where a rank's sets are built. Keeps the rank in the job.
 #[derive(Debug)]
 pub(crate) struct Ground {
-    pub(crate) job: Job,
+    pub(crate) job: Arc<Job>,
     port: Arc<Port>,
     algorithm: Algorithm,
     next_set: AtomicU32,
@@ -46,7 +46,7 @@ pub(crate) struct Built {
 impl Ground {
     /// # Errors
     /// A knob with a value that cannot serve.
-    pub(crate) fn new(job: Job) -> Result<Arc<Self>> {
+    pub(crate) fn new(job: Arc<Job>) -> Result<Arc<Self>> {
         let config = &job.config;
         let core = Arc::clone(job.core());
         let port = Arc::new(Port {
@@ -75,7 +75,7 @@ impl Ground {
         let members = team.members().len();
         let params = ArenaParams {
             members,
-            slot_bytes: config.slot_bytes.0 as usize,
+            slot_bytes: config.slot_bytes.0,
             slots: config.slots,
             mail_bytes: ArenaParams::MAIL,
             negotiated,
@@ -97,6 +97,13 @@ impl Ground {
         let negotiation = if negotiated { self.network(id, Stream::Negotiation, &team)? } else { None };
         let channel = Channel::new(Arc::clone(&self.port), team, arena, link, table);
         Ok(Built { id, channel, user, negotiation })
+    }
+
+    /// Takes part in the building of a set that this rank is not in, where all ranks of the job exchange.
+    pub(crate) fn attend(&self, gather: &mut Gather<'_>) -> Result<()> {
+        self.agree_on_id(gather)?;
+        refuse(&gather(&[0])?)?;
+        refuse(&gather(&[0])?)
     }
 
     fn network(&self, id: u32, stream: Stream, team: &Team) -> Result<Option<Box<dyn Link>>> {
@@ -127,7 +134,7 @@ impl Ground {
             None => vec![0],
         };
         let offers = gather(&message)?;
-        refuse(&offers, team)?;
+        refuse(&offers)?;
         let mapping = match &offer {
             Some(Ok(offer)) => Ok(Arc::clone(offer.mapping())),
             _ => share::open(&offers[team.members()[0]][1..]),
@@ -137,18 +144,18 @@ impl Ground {
             Ok(_) => vec![0],
             Err(error) => [&[1][..], error.to_string().as_bytes()].concat(),
         };
-        refuse(&gather(&message)?, team)?;
+        refuse(&gather(&message)?)?;
         Ok(Memory::new(mapping?))
     }
 }
 
 /// An error if a rank sent one.
-fn refuse(messages: &[Vec<u8>], team: &Team) -> Result<()> {
+fn refuse(messages: &[Vec<u8>]) -> Result<()> {
     match messages.iter().position(|message| message.first() == Some(&1)) {
         None => Ok(()),
         Some(rank) => {
             let text = String::from_utf8_lossy(&messages[rank][1..]).into_owned();
-            Err(Error::config(format!("rank {}: {text}", team.global(rank))))
+            Err(Error::config(format!("rank {rank} of the set: {text}")))
         }
     }
 }

@@ -160,4 +160,3 @@ impl Port {
         Err(Error::Poisoned(format!("{what} cannot end: {absence}").into()))
     }
 }
-}

@@ -31,7 +31,7 @@ impl Session {
         let config = &self.ground.job.config;
         let default = Params::default();
         let params = Params {
-            fusion_bytes: config.fusion_bytes.0,
+            fusion_bytes: config.fusion_bytes.0 as u64,
             window: config.fusion_window.0.unwrap_or(default.window),
             stall_warn: self.ground.port().warning,
             stall_deadline: config.deadline,

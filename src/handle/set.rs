@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use super::driver::Driver;
-use super::flight::Flight;
 use super::tickets::{Entry, Tickets};
 use super::wires::Wires;
 use crate::coordinator::{Action, Batch, Coordinator, Event, Kind, Params, Request, Ticket, Topology};

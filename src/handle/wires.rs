@@ -17,7 +17,11 @@ pub(super) struct Wires {
     arena: Arena,
     log: Log,
     writer: RequestWriter,
-    readers: Vec<RequestReader>,
+    /// The rings of the other members.
+    readers: Vec<(usize, RequestReader)>,
+    /// Own frames that are in the ring: the coordinator hears them in their turn like everyone's.
+    echoes: VecDeque<Vec<u8>>,
+    me: usize,
     /// The version of each member's ready words when they were last read, and the words.
     versions: Vec<u64>,
     words: Vec<Vec<u64>>,
@@ -61,7 +65,12 @@ impl Wires {
             arena: arena.clone(),
             log: arena.log(),
             writer: arena.request_writer(),
-            readers: (0..members).map(|member| arena.request_reader(member)).collect(),
+            readers: (0..members)
+                .filter(|&member| member != team.member())
+                .map(|member| (member, arena.request_reader(member)))
+                .collect(),
+            echoes: VecDeque::new(),
+            me: team.member(),
             versions: vec![0; members],
             words: vec![Vec::new(); members],
             position: 0,
@@ -105,10 +114,15 @@ impl Wires {
             self.dirty = true;
         }
         if coordinator.watches_peers() {
-            for (member, reader) in self.readers.iter_mut().enumerate() {
+            for (member, reader) in &mut self.readers {
+                let member = *member;
                 while reader.try_read(|bytes| coordinator.step(now, Event::PeerRequest { member, bytes }, actions)) {
                     self.dirty = true;
                 }
+            }
+            while let Some(bytes) = self.echoes.pop_front() {
+                coordinator.step(now, Event::PeerRequest { member: self.me, bytes: &bytes }, actions);
+                coordinator.recycle_bytes(bytes);
             }
             for member in 0..self.versions.len() {
                 self.dirty |= self.read_words(member, now, coordinator, actions);
@@ -226,9 +240,8 @@ impl Wires {
     fn publish_frames(&mut self) -> bool {
         let mut published = false;
         while self.frames.front().is_some_and(|frame| self.writer.try_write(frame)) {
-            self.frames.pop_front();
+            self.echoes.extend(self.frames.pop_front());
             published = true;
-            // Own frames come back through the ring.
             self.dirty = true;
         }
         published

@@ -81,7 +81,7 @@ pub(super) fn boot(settings: Result<Raw>, kind: Kind) -> Result<Kolo, Refusal> {
                 #[cfg(feature = "mpi")]
                 live: ground.live(&core),
             };
-            Ok(Kolo { job: Arc::new(Job::new(core, parts)) })
+            Kolo::new(Arc::new(Job::new(core, parts))).map_err(|error| Refusal { error, tell: true, who })
         }
         Err(Stop { error, tell }) => Err(Refusal { error, tell, who }),
     }

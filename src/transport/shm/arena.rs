@@ -234,6 +234,16 @@ impl Arena {
         self.inner.progress.done(member)
     }
 
+    /// Says that this member has given up an operation that the others count on. Ring their bells afterwards.
+    pub(crate) fn poison(&self) {
+        self.inner.progress.poison(self.inner.me);
+    }
+
+    /// A member that has given up, if there is one: what it has not published will never come.
+    pub(crate) fn poisoned(&self) -> Option<usize> {
+        self.inner.progress.poisoned()
+    }
+
     /// Whether every member has packed at least so many chunks.
     #[inline]
     pub(crate) fn all_packed(&self, chunks: u64) -> bool {
