@@ -93,9 +93,7 @@ impl Communicator {
     pub(crate) fn run(&mut self, operation: Operation) -> Result<()> {
         self.channel.begin(operation)?;
         let port = Arc::clone(self.channel.port());
-        let result = block(&port, &mut self.channel, Channel::poll, |channel| {
-            (channel.describe(), channel.missing())
-        });
+        let result = block(&port, &mut self.channel, Channel::poll, |channel| (channel.describe(), channel.missing()));
         if result.is_err() {
             // The caller's buffers are theirs again once this returns.
             self.channel.cancel("an earlier operation of this communicator failed; make a new one on every rank");

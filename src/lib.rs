@@ -22,9 +22,13 @@ mod transport;
 pub use communicator::Communicator;
 pub use config::{Alias, Knob, knobs, knobs_help};
 pub use error::{Error, Failure, Mismatch, Result};
-pub use handle::{Handle, Options, Scope, ScopedHandle, Waited};
 pub use half::{bf16, f16};
+pub use handle::{Handle, Options, Scope, ScopedHandle, Waited};
 pub use plan::Algorithm;
 pub use process_set::ProcessSet;
 pub use runtime::{Builder, Kolo, init, run, threads};
 pub use tensor::{DType, Element, ReduceOp, SharedBuffer, Tensor};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -49,13 +49,7 @@ impl std::fmt::Debug for Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(
-        port: Arc<Port>,
-        team: Arc<Team>,
-        arena: Arena,
-        link: Box<dyn Link>,
-        table: Table,
-    ) -> Self {
+    pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Box<dyn Link>, table: Table) -> Self {
         let two_level = TwoLevel::new(team.hosts().to_vec(), team.rank());
         Self { port, team, arena, link, table, two_level, sequence: 0, chunks: 0, current: None, poisoned: None }
     }

@@ -85,8 +85,7 @@ impl Ground {
         let memory = self.share(&team, first + second, gather)?;
         let arena = Arena::new(&memory.part(0, first), &params, team.member())?;
         let letters = Arena::new(&memory.part(first, second), &letters, team.member())?;
-        let layout =
-            Layout { hosts: team.hosts().len(), ranks: team.size(), contiguous: is_contiguous(team.hosts()) };
+        let layout = Layout { hosts: team.hosts().len(), ranks: team.size(), contiguous: is_contiguous(team.hosts()) };
         let table = Table::new(layout, Thresholds::DEFAULT, config.deterministic, self.algorithm)?;
         let routes = |arena: &Arena, stream| -> Result<Box<dyn Link>> {
             let network = self.network(id, stream, &team)?;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::routes::Routes;
 use super::{Channel, Port, Step, Team};
+use crate::os::memory::Mapping;
 use crate::plan::{Algorithm, Layout, Table, Thresholds};
 use crate::transport::Stamp;
-use crate::os::memory::Mapping;
 use crate::transport::shm::{Arena, ArenaParams, Control, Memory};
 use crate::transport::sim::Network;
 

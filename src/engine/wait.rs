@@ -29,7 +29,10 @@ pub(crate) struct Port {
 
 impl std::fmt::Debug for Port {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Port").field("local", &self.control.me()).field("crowded", &self.crowded).finish_non_exhaustive()
+        f.debug_struct("Port")
+            .field("local", &self.control.me())
+            .field("crowded", &self.crowded)
+            .finish_non_exhaustive()
     }
 }
 

@@ -94,7 +94,8 @@ impl Driver {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() {
             let driver = Arc::clone(self);
-            let spawned = Builder::new().name(format!("kolo-engine-{}", self.port.control.me())).spawn(move || driver.run());
+            let spawned =
+                Builder::new().name(format!("kolo-engine-{}", self.port.control.me())).spawn(move || driver.run());
             *thread = Some(spawned.map_err(|error| {
                 Error::system("cannot start kolo's background thread; raise the limit of processes (ulimit -u)", error)
             })?);
@@ -163,7 +164,8 @@ impl Driver {
             if waited >= deadline {
                 return Ok(false);
             }
-            let longest = wake_at.map_or(deadline - waited, |at| (deadline - waited).min(at.saturating_sub(self.now())));
+            let longest =
+                wake_at.map_or(deadline - waited, |at| (deadline - waited).min(at.saturating_sub(self.now())));
             self.port.back_off(&mut idle, longest, || self.drive().0 || over());
         }
     }

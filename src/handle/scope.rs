@@ -92,12 +92,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         set: &Arc<NamedSet>,
         body: impl for<'s> FnOnce(&'s Scope<'s, 'env>) -> Result<R>,
     ) -> Result<R> {
-        let scope = Scope {
-            set: Arc::clone(set),
-            begun: RefCell::default(),
-            scope: PhantomData,
-            env: PhantomData,
-        };
+        let scope = Scope { set: Arc::clone(set), begun: RefCell::default(), scope: PhantomData, env: PhantomData };
         // Cancels whatever is still in flight when it is dropped: on unwinding, and after an error below.
         let guard = CancelOnDrop(&scope);
         let result = body(guard.0);

@@ -369,7 +369,8 @@ impl Core {
 
 fn too_late(name: &str) -> Error {
     Error::Poisoned(
-        format!("'{name}' was given up after the ranks had agreed to run it; make a new process set, or end the job").into(),
+        format!("'{name}' was given up after the ranks had agreed to run it; make a new process set, or end the job")
+            .into(),
     )
 }
 

@@ -25,8 +25,8 @@ use crate::transport::shm::{Control, MemberState};
 use crate::transport::{Link, Stamp};
 
 pub(crate) use absence::{Absence, Cause};
-pub(crate) use share::Way;
 pub(crate) use last_words::{panic_text, record_panics};
+pub(crate) use share::Way;
 pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
 pub(crate) use world::World;
 
@@ -219,7 +219,11 @@ impl Core {
         }
         let rank = self.topology.host().ranks[local];
         let pid = self.topology.place(rank).pid;
-        self.fail_as(Failure::new(rank as u32, self.topology.host_name(rank), format!("its process (pid {pid}) {how}")));
+        self.fail_as(Failure::new(
+            rank as u32,
+            self.topology.host_name(rank),
+            format!("its process (pid {pid}) {how}"),
+        ));
     }
 
     /// Prints once that a wait takes long. `text` says what is waited for, and who is missing.

@@ -8,8 +8,8 @@ mod span;
 mod traits;
 
 pub use dtype::{DType, Element, ReduceOp};
-pub use shared::SharedBuffer;
 pub(crate) use hold::Hold;
 pub(crate) use shared::Reserve;
+pub use shared::SharedBuffer;
 pub(crate) use span::{Piece, RawSlice};
 pub use traits::Tensor;

@@ -188,9 +188,7 @@ impl RequestReader {
         let at = (self.position % size as u64) as usize;
         // SAFETY: (all three reads) the bytes up to `written` (acquire) are complete, and their writer reuses none of
         // them before this reader has passed them.
-        let len = unsafe {
-            self.ring.read(at, HEAD, |head| u64::from_le_bytes(head.try_into().expect("eight bytes")))
-        };
+        let len = unsafe { self.ring.read(at, HEAD, |head| u64::from_le_bytes(head.try_into().expect("eight bytes"))) };
         let frame = usize::try_from(len).ok().filter(|len| *len <= size / 2);
         let frame = frame.filter(|len| framed(*len) as u64 <= written - self.position);
         let Some(len) = frame else {
