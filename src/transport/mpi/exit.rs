@@ -16,12 +16,7 @@ use std::time::{Duration, Instant};
 use super::call::{serial, serial_within};
 use crate::error::{Error, Result};
 
-static STATE: Mutex<State> = Mutex::new(State {
-    home: Home::None,
-    live: BTreeMap::new(),
-    next: 0,
-    hooked: false,
-});
+static STATE: Mutex<State> = Mutex::new(State { home: Home::None, live: BTreeMap::new(), next: 0, hooked: false });
 static CHANGED: Condvar = Condvar::new();
 static FAILED: AtomicBool = AtomicBool::new(false);
 /// The process that MPI belongs to; 0 before there is one. A forked child has another number and does nothing.

@@ -268,10 +268,8 @@ fn an_mpi_of_the_application_is_adopted_and_left_to_it() {
         assert!(granted >= asked);
         let whole = MpiWorld::start(None, DEADLINE).expect("adopted");
         // Another order of ranks shows that the given communicator is used.
-        let reversed = universe.world().split_by_color_with_key(
-            mpi::topology::Color::with_value(0),
-            -universe.world().rank(),
-        );
+        let reversed =
+            universe.world().split_by_color_with_key(mpi::topology::Color::with_value(0), -universe.world().rank());
         let reversed = reversed.expect("a member");
         let raw = mpi::raw::AsRaw::as_raw(&reversed.as_communicator());
         let part = MpiWorld::start(Some(raw), DEADLINE).expect("adopted");

@@ -67,9 +67,7 @@ impl MpiWorld {
         let mpi = serial();
         let library = call::library();
         let (rank, size) = (to_usize(mpi.rank(parent)?), to_usize(mpi.size(parent)?));
-        if whole
-            && let Some(text) = launcher::launched().and_then(|launcher| launcher.contradicts(size, &library))
-        {
+        if whole && let Some(text) = launcher::launched().and_then(|launcher| launcher.contradicts(size, &library)) {
             return Err(Error::config(text));
         }
         let tag_limit = mpi.tag_limit()?;
