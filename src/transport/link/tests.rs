@@ -123,7 +123,7 @@ fn a_leader_that_does_not_answer_is_silent_until_it_does() {
     let leaders = leaders(2);
     let start = Instant::now();
     let mut events = Vec::new();
-    let mut look = |millis: u64, events: &mut Vec<LinkEvent>| {
+    let look = |millis: u64, events: &mut Vec<LinkEvent>| {
         leaders[0].heartbeat(start + Duration::from_millis(millis), events);
     };
     for millis in (0..1000).step_by(100) {
