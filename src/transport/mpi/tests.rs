@@ -1,6 +1,7 @@
 //! Jobs under a real launcher: streams, mix-ups, and every way in which a process can end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::testing::{self, DEADLINE, Ending, under_bare_mpirun, under_mpirun, under_mpirun_ending};
 use super::world::Pace;
@@ -241,13 +242,14 @@ fn abort_ends_every_rank() {
 #[test]
 fn a_forked_child_leaves_mpi_alone() {
     under_mpirun(&[2], |world| {
-        let mut link = channel(&job(world, 1), 0);
-        assert!(!link.try_recv(1 - world.rank(), &mut |_| ()).expect("receive"));
+        let job = job(world, 1);
+        let (mut link, mut waiting) = (channel(&job, 0), channel(&job, 1));
+        assert!(!waiting.try_recv(1 - world.rank(), &mut |_| ()).expect("receive"), "nobody sends here");
         let guard = world.live_guard(|| panic!("called in the parent or in the child"));
         // SAFETY: the child only drops and exits, which is what this test is about.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            drop((link, guard));
+            drop((link, waiting, guard));
             std::process::exit(33);
         }
         let mut status = 0;
@@ -256,6 +258,18 @@ fn a_forked_child_leaves_mpi_alone() {
         assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, 33));
         stream(&mut link, world.rank(), 2, 5, 0).expect("the parent goes on");
         drop(guard);
+    });
+}
+
+#[test]
+fn a_rank_that_never_starts_is_a_timeout_for_the_others() {
+    under_bare_mpirun(Ending::Failure, &[2], || {
+        if super::launched().and_then(|launcher| launcher.rank) == Some(1) {
+            return testing::wait_for(0);
+        }
+        let error = MpiWorld::start(None, Duration::from_millis(500)).expect_err("rank 1 stays away");
+        assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+        assert!(error.to_string().contains("kolo::init"), "{error}");
     });
 }
 

@@ -172,8 +172,9 @@ fn start_mpi(adopt: Option<RawComm>, deadline: Duration) -> Result<Comm> {
             "a communicator was given, but MPI is not initialised; call MPI_Init_thread with MPI_THREAD_SERIALIZED first",
         ));
     }
-    let level = exit::start_home(deadline)?;
+    let level = exit::start_home(deadline);
     exit::watch_exit()?;
+    let level = level?;
     sufficient(level)?;
     let mpi = serial();
     mpi.return_errors(Comm::world())?;
