@@ -196,8 +196,10 @@ mod loom_tests {
     use super::*;
 
     /// "publish, then sleep": the futex of the model never times out, so that a lost wake-up is a deadlock.
-    fn no_wake_up_is_lost(ringers: usize) {
-        loom::model(move || {
+    fn no_wake_up_is_lost(ringers: usize, bound: Option<usize>) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = bound;
+        model.check(move || {
             let mut cursor = Cursor::default();
             let place = BellsPlace::new(&mut cursor, 2);
             let memory = Memory::anonymous(cursor.end() + 4096).expect("memory");
@@ -227,11 +229,11 @@ mod loom_tests {
 
     #[test]
     fn loom_no_wake_up_is_lost() {
-        no_wake_up_is_lost(1);
+        no_wake_up_is_lost(1, None);
     }
 
     #[test]
     fn loom_no_wake_up_of_two_is_lost() {
-        no_wake_up_is_lost(2);
+        no_wake_up_is_lost(2, Some(2));
     }
 }
