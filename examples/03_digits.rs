@@ -89,7 +89,11 @@ fn report(kolo: &Kolo, trained: &Trained, accuracy: f64, tested: usize) {
     let Trained { steps, samples, time, hand_over, wait, .. } = trained;
     let right = accuracy * tested as f64;
     println!();
-    line("test accuracy", &format!("{:.2} %  ({right:.0} of {tested} images; 96 % wanted)", 100.0 * accuracy), Some(accuracy >= REQUIRED_ACCURACY));
+    line(
+        "test accuracy",
+        &format!("{:.2} %  ({right:.0} of {tested} images; 96 % wanted)", 100.0 * accuracy),
+        Some(accuracy >= REQUIRED_ACCURACY),
+    );
     let rate = grouped(*samples as f64 / time.as_secs_f64());
     line("time", &format!("{}  ({steps} steps, {rate} samples/s on {} rank(s))", seconds(*time), kolo.size()), None);
     let share = 100.0 * (*hand_over + *wait).as_secs_f64() / time.as_secs_f64();

@@ -93,7 +93,11 @@ fn neighbours<const SIDE: usize>(pixel: usize) -> impl Iterator<Item = Option<us
 
 /// The largest of each 2 x 2 block of a SIDE x SIDE image with C channels, or 0 if none is positive: pooling and
 /// rectification in one. `chosen` says which of the four it was; 4 for none.
-pub(crate) fn rectify_and_pool<const SIDE: usize, const C: usize>(image: &[f32], output: &mut [f32], chosen: &mut [u8]) {
+pub(crate) fn rectify_and_pool<const SIDE: usize, const C: usize>(
+    image: &[f32],
+    output: &mut [f32],
+    chosen: &mut [u8],
+) {
     for (block, (output, chosen)) in output.chunks_exact_mut(C).zip(chosen.chunks_exact_mut(C)).enumerate() {
         output.fill(0.0);
         chosen.fill(4);

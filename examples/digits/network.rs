@@ -138,10 +138,9 @@ impl Network {
     }
 
     fn outcome(&self) -> Outcome {
-        self.parts.iter().fold(Outcome::default(), |sum, part| Outcome {
-            loss: sum.loss + part.loss,
-            right: sum.right + part.right,
-        })
+        self.parts
+            .iter()
+            .fold(Outcome::default(), |sum, part| Outcome { loss: sum.loss + part.loss, right: sum.right + part.right })
     }
 }
 

@@ -98,8 +98,7 @@ pub(crate) fn train(kolo: &Kolo, arguments: &Arguments, data: &Dataset) -> Resul
             loaded.load(data, &batch);
             optimizer.set_learning_rate(learning_rate(arguments, step, steps));
             let sample_weight = batch.sample_weight() as f32;
-            let outcome =
-                network.train(&loaded.pixels, &loaded.labels, sample_weight, &mut Reduced(&mut optimizer))?;
+            let outcome = network.train(&loaded.pixels, &loaded.labels, sample_weight, &mut Reduced(&mut optimizer))?;
             optimizer.step(&mut network.parameters)?;
 
             sum = Outcome { loss: sum.loss + outcome.loss, right: sum.right + outcome.right };
@@ -171,7 +170,8 @@ pub(crate) fn train_alone(ranks: usize, arguments: &Arguments, data: &Dataset) -
     let mut step = 0;
     for epoch in 0..arguments.epochs {
         samplers.iter_mut().for_each(|sampler| sampler.set_epoch(epoch as u64));
-        let mut of_ranks = samplers.iter().map(|sampler| sampler.batches(batch_size)).collect::<kolo::Result<Vec<_>>>()?;
+        let mut of_ranks =
+            samplers.iter().map(|sampler| sampler.batches(batch_size)).collect::<kolo::Result<Vec<_>>>()?;
         for _ in 0..of_ranks[0].len() {
             reference.set_learning_rate(learning_rate(arguments, step, steps));
             for (rank, batches) in of_ranks.iter_mut().enumerate() {
