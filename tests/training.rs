@@ -97,7 +97,10 @@ fn equals_one_process(kolo: &Kolo) -> Result<()> {
                     network.train(&pixels, &labels, weight, &mut Reduced(&mut optimizer))?;
                 }
             }
+            let rate = 0.1 / (1 + epoch as usize + step) as f64;
+            alone.set_learning_rate(rate);
             alone.step(size)?;
+            optimizer.set_learning_rate(rate);
             optimizer.step(&mut network.parameters)?;
             assert_eq!(bits(&network), bits(&alone.network), "rank {rank} of {size}, epoch {epoch}, step {step}");
         }
@@ -154,7 +157,7 @@ fn gradients_are_those_of_finite_differences() {
         // Along the gradient the loss grows by its length.
         let gradient = &kept.gradients[parameter];
         let length = gradient.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-        let mut loss_at = |distance: f64| {
+        let loss_at = |distance: f64| {
             let mut moved = network.clone();
             for (value, slope) in moved.parameters[parameter].iter_mut().zip(gradient) {
                 *value += (distance * f64::from(*slope) / length) as f32;
@@ -175,7 +178,7 @@ fn each_value_of_a_gradient_is_that_of_finite_differences() {
         let gradient = &kept.gradients[parameter];
         let scale = gradient.iter().fold(0.0_f64, |scale, value| scale.max(f64::from(value.abs())));
         for index in (0..gradient.len()).step_by(gradient.len().div_ceil(16)) {
-            let mut loss_at = |distance: f32| {
+            let loss_at = |distance: f32| {
                 let mut moved = network.clone();
                 moved.parameters[parameter][index] += distance;
                 moved.evaluate(&noise.pixels, &noise.labels).loss
