@@ -44,10 +44,9 @@ fn job(kolo: &Kolo) -> Result<()> {
     let mut weights = vec![rank as f64; 1_000];
     let mut counts = [1_u64, rank as u64];
     kolo.scope(|scope| {
-        let weights = scope.broadcast_async("weights", &mut weights, 0)?;
-        let counts = scope.allreduce_async("counts", &mut counts, ReduceOp::Sum)?;
-        counts.wait()?;
-        weights.wait().map(drop)
+        scope.broadcast_async("weights", &mut weights, 0)?;
+        let handle = scope.allreduce_async("counts", &mut counts, ReduceOp::Sum)?;
+        handle.wait() // or leave it to the end of the scope, as for the weights
     })?;
     assert!(weights.iter().all(|value| *value == 0.0), "rank 0's weights");
     assert_eq!(counts, [size as u64, sum_of_ranks as u64]);

@@ -6,7 +6,7 @@ use kolo::optim::{
     DistributedOptimizer, DistributedOptions, MissingGradients, Optimizer, ParameterSpec, Real, Sgd, SgdOptions,
     average_metric, broadcast_parameters,
 };
-use kolo::{Error, Kolo, ReduceOp, Result};
+use kolo::{Error, Kolo, ReduceOp, Result, SharedBuffer};
 
 /// Keeps the gradients it is given; updates by them at a rate of 1.
 #[derive(Debug, Default)]
@@ -143,6 +143,32 @@ fn buffers_come_back_for_the_next_step() {
         assert_eq!(addresses[2], addresses[0]);
         Ok(())
     });
+}
+
+#[test]
+fn gradients_can_live_in_shared_memory() {
+    let trained = all(2, |kolo| {
+        let mut optimizer: DistributedOptimizer<_, SharedBuffer<f32>> =
+            DistributedOptimizer::new(kolo, Plain::default(), specs())?;
+        let mut parameters = zeros();
+        for step in 0..3 {
+            for spec in specs() {
+                let mut buffer = optimizer.gradient_buffer(spec.name())?;
+                buffer.copy_from_slice(&gradient(&spec, kolo.rank(), step));
+                optimizer.gradient_ready(spec.name(), buffer)?;
+            }
+            optimizer.step(&mut parameters)?;
+        }
+        Ok(parameters)
+    });
+    let mut expected = zeros();
+    for step in 0..3 {
+        for (values, spec) in expected.iter_mut().zip(specs()) {
+            let sum = add(gradient(&spec, 0, step), gradient(&spec, 1, step));
+            values.iter_mut().zip(sum).for_each(|(value, sum)| *value -= sum / 2.0);
+        }
+    }
+    assert_eq!(trained, [expected.clone(), expected]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::gradient::{Gradient, Values};
 use super::parameter::Names;
 use super::{Optimizer, ParameterKey, ParameterSpec, Real, agreement};
-use crate::{Element, Error, Handle, Kolo, Mismatch, ReduceOp, Result, Tensor};
+use crate::{Element, Error, Handle, Kolo, Mismatch, ReduceOp, Result, SharedBuffer, Tensor};
 
 /// How a [`DistributedOptimizer`] reduces gradients.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -420,7 +420,8 @@ where
         Ok(())
     }
 
-    /// Forgets the gradients of a step and keeps their buffers. What is still in flight is cancelled.
+    /// Forgets the gradients of a step and keeps their buffers. What is still in flight runs to its end unattended: the
+    /// peers count on it.
     fn begin_step(&mut self) {
         for parameter in &mut self.parameters {
             parameter.passes = 0;
@@ -450,6 +451,26 @@ where
         let index = self.names.index(&parameter)?;
         let parameter = &mut self.parameters[index];
         Ok(parameter.spare.pop().unwrap_or_else(|| vec![T::default(); parameter.spec.count()]))
+    }
+}
+
+impl<O, T> DistributedOptimizer<O, SharedBuffer<T>>
+where
+    T: Real,
+    O: Optimizer<T>,
+{
+    /// A buffer for a gradient of this parameter, in memory that the host's ranks share: one of an earlier step, or a new
+    /// one. Its values are unspecified.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an unknown parameter; as [`Kolo::alloc`] if the shared memory is used up.
+    pub fn gradient_buffer(&mut self, parameter: impl ParameterKey) -> Result<SharedBuffer<T>> {
+        let index = self.names.index(&parameter)?;
+        let parameter = &mut self.parameters[index];
+        match parameter.spare.pop() {
+            Some(buffer) => Ok(buffer),
+            None => self.kolo.alloc(parameter.spec.count()),
+        }
     }
 }
 
