@@ -1,2 +1,86 @@
-//! x
-fn main() {}
+//! kolo-bench: what kolo's allreduce takes, and what its peers take in the same minute on the same memory.
+//!
+//! `docs/benchmarking.md` describes the method, the columns and the fields.
+
+mod buffers;
+mod cases;
+mod cli;
+mod control;
+mod cpu;
+mod data;
+mod machine;
+mod measure;
+mod peer;
+mod presets;
+mod report;
+mod sizes;
+mod stats;
+
+use anyhow::Result;
+use cases::Job;
+use cli::{Cli, Command};
+use control::Control;
+use kolo::Kolo;
+use machine::Machines;
+use peer::Mpi;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    env_logger::init();
+    let parsed = Cli::from_args(std::env::args_os());
+    let builder = kolo::Builder::new();
+    let builder = match &parsed {
+        Ok(cli) => builder.algorithm(cli.algorithm()),
+        Err(error) if error.use_stderr() && under_launcher() => builder,
+        Err(error) => {
+            if error.use_stderr() || launched_rank().is_none_or(|rank| rank == "0") {
+                error.exit();
+            }
+            return ExitCode::SUCCESS;
+        }
+    };
+    // Every rank has the same bad arguments: the runtime prints one of them, where each would print its own.
+    builder.run(|kolo| match parsed {
+        Ok(cli) => run(kolo, &cli).map_err(|error| format!("{error:#}")),
+        Err(error) => Err(error.to_string()),
+    })
+}
+
+/// Runs the case.
+fn run(kolo: &Kolo, cli: &Cli) -> Result<()> {
+    let mut control = Control::new(kolo)?;
+    let machines = Machines::survey(&mut control, kolo.host())?;
+    let mpi = if cli.has_peer() { Some(attach(&machines)?) } else { None };
+    if kolo.rank() == 0 {
+        println!("{}", machines.header(&peer::library_version()));
+    }
+    let mut job = Job { kolo, control, machines, mpi };
+    match &cli.command {
+        Command::Allreduce(args) => cases::allreduce::run(&mut job, args)?,
+        Command::List(args) => cases::list::run(&mut job, args)?,
+        Command::Idle(args) => cases::quiet::idle(&mut job, args)?,
+        Command::Late(args) => cases::quiet::late(&mut job, args)?,
+    }
+    if let Some(mpi) = job.mpi.take() {
+        mpi.free()?;
+    }
+    Ok(())
+}
+
+/// The peer, if it can be measured fairly here.
+fn attach(machines: &Machines) -> Result<Mpi> {
+    let mpi = Mpi::attach()?;
+    if let Some((ranks, cores)) = machines.oversubscribed() {
+        peer::check_waiting(ranks, cores)?;
+    }
+    Ok(mpi)
+}
+
+/// The rank that an MPI launcher gave this process.
+fn launched_rank() -> Option<String> {
+    ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"].iter().find_map(|name| std::env::var(name).ok())
+}
+
+fn under_launcher() -> bool {
+    launched_rank().is_some()
+}

@@ -5,7 +5,6 @@
 
 mod absence;
 mod last_words;
-pub(crate) mod share;
 mod watch;
 mod world;
 
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::error::{Error, Failure, Result};
 use crate::event::{self, Event, Sink};
+use crate::os::share::Way;
 use crate::tensor::Reserve;
 use crate::topology::Topology;
 use crate::transport::bootstrap::Bootstrap;
@@ -25,7 +25,6 @@ use crate::transport::shm::{Control, MemberState};
 use crate::transport::{Link, Stamp};
 
 pub(crate) use absence::{Absence, Cause};
-pub(crate) use share::Way;
 pub(crate) use last_words::{panic_text, record_panics};
 pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
 pub(crate) use world::World;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::membership::share::{self, Offer, Way};
 use crate::os::memory::Mapping;
 use crate::os::process::Identity;
+use crate::os::share::{self, Offer, Way};
 use crate::tensor::Reserve;
 use crate::topology::{Host, Topology};
 use crate::transport::shm::{Control, MemberState, Memory, Stamp};

@@ -1,0 +1,317 @@
+//! The command line. Its options and their meaning are stable: scripts depend on them.
+
+use crate::presets::Preset;
+use crate::sizes::Sweep;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use kolo::{Algorithm, DType, ReduceOp};
+use std::path::PathBuf;
+
+/// Measures kolo's allreduce, side by side with its peers.
+///
+/// Start it with an MPI launcher: `mpirun -np 2 kolo-bench allreduce --bytes 4:256MiB:4 --against mpi`.
+#[derive(Debug, Parser)]
+#[command(name = "kolo-bench", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// One tensor, over a range of sizes.
+    Allreduce(AllreduceArgs),
+    /// A model's list of gradients: named, negotiated, fused and cached, in place.
+    List(ListArgs),
+    /// What an initialised, idle runtime costs: CPU and wake-ups of all threads, after 100 cached lists.
+    Idle(IdleArgs),
+    /// What waiting for a late rank costs the others.
+    Late(LateArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AllreduceArgs {
+    /// Sizes in bytes, minimum:maximum:factor, with units if you like; or a single size.
+    #[arg(long, default_value = "4:256MiB:4", value_name = "MIN:MAX:FACTOR")]
+    pub(crate) bytes: Sweep,
+    #[command(flatten)]
+    pub(crate) element: ElementArgs,
+    /// Which interface: `communicator` is matched by call order, `named` is negotiated (blocking, cached, in place).
+    #[arg(long, value_enum, default_value_t = Api::Communicator)]
+    pub(crate) api: Api,
+    /// Whose memory holds our tensors: the process's own, or `kolo.alloc`'s. Peers always get the process's own.
+    #[arg(long, value_enum, default_value_t = Buffers::Private)]
+    pub(crate) buffers: Buffers,
+    /// Reduce in place, for us and for the peer. The named interface always does.
+    #[arg(long)]
+    pub(crate) in_place: bool,
+    /// kolo's algorithm.
+    #[arg(long, default_value = "auto")]
+    pub(crate) algorithm: Algorithm,
+    #[command(flatten)]
+    pub(crate) contest: ContestArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ListArgs {
+    /// The model whose gradients are reduced.
+    #[arg(long, value_enum, default_value_t = Preset::Resnet50)]
+    pub(crate) preset: Preset,
+    #[command(flatten)]
+    pub(crate) element: ElementArgs,
+    /// Whose memory holds our tensors: the process's own, or `kolo.alloc`'s. Peers always get the process's own.
+    #[arg(long, value_enum, default_value_t = Buffers::Private)]
+    pub(crate) buffers: Buffers,
+    /// kolo's algorithm.
+    #[arg(long, default_value = "auto")]
+    pub(crate) algorithm: Algorithm,
+    #[command(flatten)]
+    pub(crate) contest: ContestArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct IdleArgs {
+    /// How long to stay idle while measuring.
+    #[arg(long, default_value_t = 5.0, value_parser = parse_seconds)]
+    pub(crate) seconds: f64,
+    /// The list that is reduced 100 times before.
+    #[arg(long, value_enum, default_value_t = Preset::Resnet50)]
+    pub(crate) preset: Preset,
+    /// Write the results to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LateArgs {
+    /// How late the last rank comes.
+    #[arg(long, default_value_t = 1.0, value_parser = parse_seconds)]
+    pub(crate) seconds: f64,
+    /// How often.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Write the results to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct ElementArgs {
+    /// Element type: f16, bf16, f32, f64, i32, i64, u8 or u64.
+    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
+    pub(crate) dtype: DType,
+    /// Operation: sum, average, min, max or product.
+    #[arg(long, default_value = "sum", value_parser = parse_op)]
+    pub(crate) op: ReduceOp,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ContestArgs {
+    /// Whom to measure against, in alternation with us: `mpi`, and for lists `mpi-fused`; several with commas.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) against: Vec<Peer>,
+    /// Rounds of each contender.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Write the results to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Api {
+    Communicator,
+    Named,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Buffers {
+    Private,
+    Shared,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Peer {
+    /// MPI_Allreduce, tensor by tensor.
+    Mpi,
+    /// Pack everything, one MPI_Allreduce in place, unpack.
+    MpiFused,
+}
+
+/// The name a value has on the command line.
+pub(crate) fn name_of(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+impl Cli {
+    /// Parses and checks the arguments.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong and what to write instead; also `--help` and `--version`, as clap reports them.
+    pub(crate) fn from_args(args: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
+        let cli = Self::try_parse_from(args)?;
+        cli.check().map_err(|text| Self::command().error(ErrorKind::ValueValidation, text))?;
+        Ok(cli)
+    }
+
+    /// kolo's algorithm, where the command chooses one.
+    pub(crate) fn algorithm(&self) -> Algorithm {
+        match &self.command {
+            Command::Allreduce(args) => args.algorithm,
+            Command::List(args) => args.algorithm,
+            Command::Idle(_) | Command::Late(_) => Algorithm::Auto,
+        }
+    }
+
+    /// Whether a peer runs, and with it MPI's collectives.
+    pub(crate) fn has_peer(&self) -> bool {
+        match &self.command {
+            Command::Allreduce(args) => !args.contest.against.is_empty(),
+            Command::List(args) => !args.contest.against.is_empty(),
+            Command::Idle(_) | Command::Late(_) => false,
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match &self.command {
+            Command::Allreduce(args) => {
+                let size = args.element.dtype.size() as u64;
+                if let Some(bytes) = args.bytes.sizes().into_iter().find(|bytes| bytes % size != 0) {
+                    return Err(format!(
+                        "{bytes} bytes are not a whole number of {} elements ({size} bytes each); \
+                         start --bytes at a multiple of {size}",
+                        args.element.dtype
+                    ));
+                }
+                if args.contest.against.contains(&Peer::MpiFused) {
+                    return Err("mpi-fused packs a list into one buffer; a single tensor has nothing to pack: \
+                                use --against mpi, or the list command"
+                        .into());
+                }
+                args.element.check(&args.contest)
+            }
+            Command::List(args) => args.element.check(&args.contest),
+            Command::Idle(_) | Command::Late(_) => Ok(()),
+        }
+    }
+}
+
+impl ElementArgs {
+    /// MPI has neither the 16-bit floats nor an average: measuring something else under its name would mislead.
+    fn check(&self, contest: &ContestArgs) -> Result<(), String> {
+        if contest.against.is_empty() {
+            return Ok(());
+        }
+        if matches!(self.dtype, DType::F16 | DType::BF16) {
+            return Err(format!(
+                "MPI has no type for {}; leave out --against to measure kolo alone, or use --dtype f32",
+                self.dtype
+            ));
+        }
+        if self.op == ReduceOp::Average {
+            return Err("MPI has no operation for average; leave out --against to measure kolo alone, \
+                        or use --op sum"
+                .into());
+        }
+        Ok(())
+    }
+}
+
+fn parse_dtype(text: &str) -> Result<DType, String> {
+    DType::ALL.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
+        let names: Vec<_> = DType::ALL.iter().map(|dtype| dtype.name()).collect();
+        format!("no such element type; use one of {}", names.join(", "))
+    })
+}
+
+fn parse_op(text: &str) -> Result<ReduceOp, String> {
+    let short = match text.to_ascii_lowercase().as_str() {
+        "avg" => "average".to_owned(),
+        "prod" => "product".to_owned(),
+        other => other.to_owned(),
+    };
+    ReduceOp::ALL.into_iter().find(|op| op.name() == short).ok_or_else(|| {
+        let names: Vec<_> = ReduceOp::ALL.iter().map(|op| op.name()).collect();
+        format!("no such operation; use one of {}", names.join(", "))
+    })
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    match text.trim_end_matches('s').parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= 3600.0 => Ok(seconds),
+        Ok(_) => Err("use more than 0 seconds and at most 3600".into()),
+        Err(_) => Err("write a number of seconds, as in 5 or 0.5".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, String> {
+        Cli::from_args(line.split_whitespace().map(Into::into)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_documented_lines_parse() {
+        let cli = parse(
+            "kolo-bench allreduce --bytes 4:256MiB:4 --dtype f32 --op sum --api communicator --buffers private \
+             --in-place --algorithm auto --against mpi --rounds 7 --json out.json",
+        )
+        .unwrap();
+        assert!(cli.has_peer());
+        let Command::Allreduce(args) = cli.command else { panic!("not an allreduce") };
+        assert_eq!(args.bytes.sizes().len(), 14);
+        assert_eq!((args.element.dtype, args.element.op), (DType::F32, ReduceOp::Sum));
+        assert_eq!((args.api, args.buffers, args.in_place), (Api::Communicator, Buffers::Private, true));
+        assert_eq!((args.contest.against, args.contest.rounds), (vec![Peer::Mpi], 7));
+        assert_eq!(args.contest.json, Some("out.json".into()));
+
+        let cli = parse("kolo-bench list --preset bert-large --against mpi,mpi-fused --rounds 3").unwrap();
+        let Command::List(args) = cli.command else { panic!("not a list") };
+        assert_eq!(args.preset, Preset::BertLarge);
+        assert_eq!(args.contest.against, [Peer::Mpi, Peer::MpiFused]);
+
+        let cli = parse("kolo-bench idle --seconds 5 --json idle.json").unwrap();
+        assert!(!cli.has_peer());
+        let Command::Idle(args) = cli.command else { panic!("not idle") };
+        assert_eq!(args.seconds, 5.0);
+        let Command::Late(args) = parse("kolo-bench late --seconds 1").unwrap().command else { panic!("not late") };
+        assert_eq!(args.seconds, 1.0);
+    }
+
+    #[test]
+    fn defaults() {
+        let Command::Allreduce(args) = parse("kolo-bench allreduce").unwrap().command else { panic!() };
+        assert_eq!((args.contest.rounds, args.api, args.in_place), (7, Api::Communicator, false));
+        assert!(args.contest.against.is_empty());
+    }
+
+    #[test]
+    fn bad_arguments_say_what_to_write() {
+        for (line, words) in [
+            ("allreduce --dtype f64", "multiple of 8"),
+            ("allreduce --dtype f16 --bytes 2 --against mpi", "no type for f16"),
+            ("allreduce --op avg --against mpi", "no operation for average"),
+            ("list --dtype bf16 --against mpi-fused", "no type for bf16"),
+            ("allreduce --against mpi-fused", "the list command"),
+            ("allreduce --dtype f8", "use one of f16, bf16, f32"),
+            ("allreduce --op xor", "use one of sum, average"),
+            ("allreduce --bytes 8:4", "below the minimum"),
+            ("allreduce --rounds 0", "--rounds"),
+            ("allreduce --algorithm magic", "--algorithm"),
+            ("list --preset alexnet", "resnet50"),
+            ("idle --seconds 0", "more than 0"),
+            ("late --seconds soon", "number of seconds"),
+            ("allreduce --buffers gpu", "private"),
+        ] {
+            let error = parse(&format!("kolo-bench {line}")).unwrap_err();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+    }
+}

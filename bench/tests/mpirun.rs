@@ -1,0 +1,148 @@
+//! The command line and the JSON of the benchmark, as scripts use them, under a real `mpirun`. Speed is not tested.
+
+use serde_json::Value;
+use std::path::PathBuf;
+use std::time::Duration;
+use xtask::harness::mpirun;
+
+const BENCH: &str = env!("CARGO_BIN_EXE_kolo-bench");
+
+/// Runs the benchmark on `ranks` ranks; returns what it printed, and its records.
+fn bench(ranks: usize, name: &str, arguments: &str) -> (String, Vec<Value>) {
+    let json = Json(std::env::temp_dir().join(format!("kolo-bench-{}-{name}.json", std::process::id())));
+    let path = json.0.display().to_string();
+    let mut words: Vec<&str> = arguments.split_whitespace().collect();
+    words.extend(["--json", &path]);
+    let printed = mpirun(ranks).timeout(Duration::from_secs(120)).run_program(BENCH, &words);
+    let text = std::fs::read_to_string(&json.0).expect("the file of --json");
+    let records: Value = serde_json::from_str(&text).expect("JSON");
+    (printed, records.as_array().expect("an array").clone())
+}
+
+/// A file that goes with the test.
+struct Json(PathBuf);
+
+impl Drop for Json {
+    fn drop(&mut self) {
+        // It is not there when the test failed before.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn check_record(record: &Value, ranks: usize) {
+    for field in ["case", "api"] {
+        assert!(record[field].is_string(), "{field}: {record}");
+    }
+    for field in ["time_us", "p99_us", "algbw_gbs"] {
+        assert!(record[field].as_f64().is_some_and(|value| value > 0.0), "{field}: {record}");
+    }
+    assert!(record["busbw_gbs"].is_number(), "{record}");
+    assert_eq!(record["ranks"], ranks, "{record}");
+    assert_eq!(record["wrong"], 0, "{record}");
+    if record["peer"].is_string() {
+        assert_eq!(record["peer_wrong"], 0, "{record}");
+        for field in ["peer_time_us", "ratio", "ratio_min", "ratio_max"] {
+            assert!(record[field].as_f64().is_some_and(|value| value > 0.0), "{field}: {record}");
+        }
+    }
+}
+
+#[test]
+fn allreduce_writes_a_record_a_size_and_prints_a_row_on_one_rank() {
+    let (printed, records) =
+        bench(2, "sizes", "allreduce --bytes 4:256KiB:256 --against mpi --rounds 2 --api communicator");
+    let bytes: Vec<_> = records.iter().map(|record| record["bytes"].as_u64().unwrap()).collect();
+    assert_eq!(bytes, [4, 1024, 256 << 10]);
+    for record in &records {
+        check_record(record, 2);
+        assert_eq!((&record["case"], &record["peer"]), (&"allreduce".into(), &"mpi".into()));
+        assert_eq!(record["rounds"], 2);
+        assert_eq!(record["in_place"], false);
+    }
+    let rows = printed.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count();
+    assert_eq!(rows, 3, "{printed}");
+    assert!(printed.contains("# affinity") && printed.contains("busbw"), "{printed}");
+}
+
+#[test]
+fn named_shared_and_in_place_of_every_type() {
+    for (dtype, bytes, against) in [
+        ("f16", "2", ""),
+        ("bf16", "4KiB", ""),
+        ("f64", "8KiB", "--against mpi"),
+        ("i32", "64KiB", "--against mpi"),
+        ("i64", "64KiB", "--against mpi"),
+        ("u8", "33", "--against mpi"),
+        ("u64", "24", "--against mpi"),
+        ("f32", "1MiB", "--against mpi"),
+    ] {
+        for api in ["named", "communicator"] {
+            let line = format!(
+                "allreduce --bytes {bytes} --dtype {dtype} --api {api} --buffers shared --in-place {against} --rounds 1"
+            );
+            let (_, records) = bench(2, "types", &line);
+            assert_eq!(records.len(), 1, "{line}");
+            check_record(&records[0], 2);
+            assert_eq!((&records[0]["api"], &records[0]["in_place"]), (&api.into(), &true.into()), "{line}");
+            assert_eq!(records[0]["buffers"], "shared");
+        }
+    }
+}
+
+#[test]
+fn other_operations_and_ranks() {
+    for op in ["average", "min", "max", "product"] {
+        let (_, records) = bench(3, "ops", &format!("allreduce --bytes 40KiB --op {op} --rounds 1"));
+        check_record(&records[0], 3);
+        assert_eq!(records[0]["op"], op);
+        assert!(records[0]["peer"].is_null() && records[0]["ratio"].is_null());
+    }
+    let (_, records) = bench(1, "alone", "allreduce --bytes 4KiB --against mpi --rounds 1");
+    check_record(&records[0], 1);
+}
+
+#[test]
+fn list_writes_a_record_a_peer() {
+    let (printed, records) = bench(2, "list", "list --preset small161 --against mpi,mpi-fused --rounds 2");
+    assert_eq!(records.len(), 2, "{printed}");
+    for (record, peer) in records.iter().zip(["mpi", "mpi-fused"]) {
+        check_record(record, 2);
+        assert_eq!((&record["case"], &record["peer"]), (&"list small161".into(), &peer.into()));
+        assert_eq!((&record["bytes"], &record["tensors"]), (&(161 * 1024).into(), &161.into()));
+        assert_eq!((&record["api"], &record["in_place"]), (&"named".into(), &true.into()));
+    }
+}
+
+#[test]
+fn idle_and_late_write_a_record_a_rank() {
+    for (name, line, roles) in [
+        ("idle", "idle --seconds 0.3 --preset small161", ["idle", "idle"]),
+        ("late", "late --seconds 0.3 --rounds 1", ["waiting", "late"]),
+    ] {
+        let (printed, records) = bench(2, name, line);
+        assert_eq!(records.len(), 2, "{printed}");
+        for (rank, record) in records.iter().enumerate() {
+            assert_eq!(record["case"], name);
+            assert_eq!((&record["rank"], &record["role"]), (&rank.into(), &roles[rank].into()));
+            assert!(record["cpu_percent"].as_f64().is_some_and(|value| value >= 0.0), "{record}");
+            assert!(record["wakeups_per_s"].as_f64().is_some_and(|value| value >= 0.0), "{record}");
+            assert!(record["seconds"].as_f64().is_some_and(|value| value >= 0.3), "{record}");
+        }
+    }
+}
+
+#[test]
+fn bad_arguments_fail_the_job_and_say_what_to_write() {
+    for (line, words) in [
+        ("allreduce --bytes 4:2", "below the minimum"),
+        ("allreduce --dtype f16 --bytes 2 --against mpi", "no type for f16"),
+        ("list --preset alexnet", "resnet50"),
+        ("allreduce --bytes 4 --rounds 1 --json /nonexistent/x.json", "give a path"),
+    ] {
+        let finished = mpirun(2).try_program(BENCH, &line.split_whitespace().collect::<Vec<_>>());
+        assert!(!finished.success(), "{line}");
+        assert!(finished.output.contains(words), "{line}: {}", finished.output);
+    }
+    let printed = mpirun(2).run_program(BENCH, &["--version"]);
+    assert_eq!(printed.matches("kolo-bench").count(), 1, "{printed}");
+}

@@ -1,0 +1,277 @@
+//! One generic body a kernel, instantiated for each type, operation and instruction set.
+//!
+//! The body works on groups of `G` elements held in registers: all inputs' groups are folded into one accumulator
+//! before anything is stored, so that the compiler needs no proof that inputs and outputs do not overlap, and n inputs
+//! cost n reads and one write. AVX-512 is left out: its target features are younger than the oldest supported compiler.
+
+use super::lane::{Bf16, F16, Lane, Max, Min, Op, Product, Sum, Value};
+use super::{Finish, Sink, Source};
+use crate::tensor::{DType, ReduceOp};
+
+/// The instruction set that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Isa {
+    /// Whatever the target guarantees.
+    Portable,
+    /// AVX2 and F16C, found at run time.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Isa {
+    /// The best that this processor has.
+    pub(super) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+            return Self::Avx2;
+        }
+        Self::Portable
+    }
+}
+
+/// Runs `$run::<type, group>` for a data type: a group is 64 bytes of elements.
+macro_rules! by_type {
+    ($dtype:expr, $run:ident, ($($op:ty)?), $args:tt) => {
+        match $dtype {
+            DType::F16 => $run::<F16, $($op,)? 32> $args,
+            DType::BF16 => $run::<Bf16, $($op,)? 32> $args,
+            DType::F32 => $run::<f32, $($op,)? 16> $args,
+            DType::F64 => $run::<f64, $($op,)? 8> $args,
+            DType::I32 => $run::<i32, $($op,)? 16> $args,
+            DType::I64 => $run::<i64, $($op,)? 8> $args,
+            DType::U8 => $run::<u8, $($op,)? 64> $args,
+            DType::U64 => $run::<u64, $($op,)? 8> $args,
+        }
+    };
+}
+
+/// # Safety
+/// As [`super::reduce`], and the processor has `isa`.
+pub(super) unsafe fn reduce(
+    isa: Isa,
+    dtype: DType,
+    op: ReduceOp,
+    inputs: &[Source],
+    count: usize,
+    outputs: &[Sink],
+    finish: Finish,
+) {
+    // SAFETY: the caller's promise is that of the functions called.
+    unsafe {
+        match op {
+            ReduceOp::Sum | ReduceOp::Average => {
+                by_type!(dtype, reduce_typed, (Sum), (isa, inputs, count, outputs, finish))
+            }
+            ReduceOp::Min => by_type!(dtype, reduce_typed, (Min), (isa, inputs, count, outputs, finish)),
+            ReduceOp::Max => by_type!(dtype, reduce_typed, (Max), (isa, inputs, count, outputs, finish)),
+            ReduceOp::Product => by_type!(dtype, reduce_typed, (Product), (isa, inputs, count, outputs, finish)),
+        }
+    }
+}
+
+/// # Safety
+/// As [`super::copy_scaled`], and the processor has `isa`.
+pub(super) unsafe fn scale(isa: Isa, dtype: DType, src: *const u8, dst: *mut u8, count: usize, scale: f64) {
+    let (inputs, outputs) = ([Source::Elements(src)], [Sink::Elements(dst)]);
+    let finish = Finish { divide_by: 1, postscale: scale };
+    // SAFETY: the caller's promise is that of a reduction of one input to one output.
+    unsafe { reduce(isa, dtype, ReduceOp::Sum, &inputs, count, &outputs, finish) }
+}
+
+/// # Safety
+/// As [`reduce`].
+unsafe fn reduce_typed<L: Lane, O: Op, const G: usize>(
+    isa: Isa,
+    inputs: &[Source],
+    count: usize,
+    outputs: &[Sink],
+    finish: Finish,
+) {
+    // SAFETY: the caller's promise; `isa` says what the processor has.
+    unsafe {
+        match isa {
+            Isa::Portable => body::<L, O, G, false>(inputs, count, outputs, finish),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => body_avx2::<L, O, G>(inputs, count, outputs, finish),
+        }
+    }
+}
+
+/// # Safety
+/// As [`reduce`], on a processor with AVX2 and F16C.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn body_avx2<L: Lane, O: Op, const G: usize>(inputs: &[Source], count: usize, outputs: &[Sink], finish: Finish) {
+    // SAFETY: the caller's promise.
+    unsafe { body::<L, O, G, true>(inputs, count, outputs, finish) }
+}
+
+/// # Safety
+/// As [`reduce`]; `F16C` only where the processor has it.
+#[inline(always)]
+unsafe fn body<L: Lane, O: Op, const G: usize, const F16C: bool>(
+    inputs: &[Source],
+    count: usize,
+    outputs: &[Sink],
+    finish: Finish,
+) {
+    // SAFETY: `whole` and the rest together are `count` elements, which the caller promised.
+    unsafe {
+        let whole = count - count % G;
+        match (inputs, outputs) {
+            // Two and four members, and one output: the pointers stay in registers.
+            ([Source::Elements(a), Source::Elements(b)], [Sink::Elements(out)]) => {
+                groups::<L, O, G, F16C, 2>([*a, *b], whole, *out, finish);
+            }
+            (
+                [Source::Elements(a), Source::Elements(b), Source::Elements(c), Source::Elements(d)],
+                [Sink::Elements(out)],
+            ) => groups::<L, O, G, F16C, 4>([*a, *b, *c, *d], whole, *out, finish),
+            _ => {
+                for at in (0..whole).step_by(G) {
+                    let mut sum = load::<L, G, F16C>(inputs[0], at);
+                    for &input in &inputs[1..] {
+                        fold::<L::Value, O, G>(&mut sum, load::<L, G, F16C>(input, at));
+                    }
+                    complete(&mut sum, finish);
+                    for &output in outputs {
+                        store::<L, G, F16C>(output, at, sum);
+                    }
+                }
+            }
+        }
+        if whole < count {
+            rest::<L, O, G, F16C>(inputs, whole, count - whole, outputs, finish);
+        }
+    }
+}
+
+/// The whole groups of `N` inputs of elements, to one output.
+///
+/// # Safety
+/// As [`body`].
+#[inline(always)]
+unsafe fn groups<L: Lane, O: Op, const G: usize, const F16C: bool, const N: usize>(
+    inputs: [*const u8; N],
+    whole: usize,
+    output: *mut u8,
+    finish: Finish,
+) {
+    for at in (0..whole).step_by(G) {
+        // SAFETY: `at + G <= whole`, which the caller promised.
+        unsafe {
+            let mut sum = L::load::<G, F16C>(inputs[0].cast::<L>().add(at));
+            for input in &inputs[1..] {
+                fold::<L::Value, O, G>(&mut sum, L::load::<G, F16C>(input.cast::<L>().add(at)));
+            }
+            complete(&mut sum, finish);
+            L::store::<G, F16C>(output.cast::<L>().add(at), sum);
+        }
+    }
+}
+
+/// The last `len < G` elements: staged, so that they take the very path of whole groups.
+///
+/// # Safety
+/// As [`body`], with `at + len` elements.
+#[inline(always)]
+unsafe fn rest<L: Lane, O: Op, const G: usize, const F16C: bool>(
+    inputs: &[Source],
+    at: usize,
+    len: usize,
+    outputs: &[Sink],
+    finish: Finish,
+) {
+    // SAFETY: only `len < G` elements from `at` on are read and written; the stages hold G.
+    unsafe {
+        let mut sum = load_some::<L, G, F16C>(inputs[0], at, len);
+        for &input in &inputs[1..] {
+            fold::<L::Value, O, G>(&mut sum, load_some::<L, G, F16C>(input, at, len));
+        }
+        complete(&mut sum, finish);
+        for &output in outputs {
+            match output {
+                Sink::Elements(to) => {
+                    let mut stage = [L::default(); G];
+                    L::store::<G, F16C>(stage.as_mut_ptr(), sum);
+                    let to = to.cast::<L>().add(at).cast::<u8>();
+                    std::ptr::copy_nonoverlapping(stage.as_ptr().cast(), to, len * size_of::<L>());
+                }
+                Sink::Partial(to) => {
+                    let to = to.cast::<L::Value>().add(at).cast::<u8>();
+                    std::ptr::copy_nonoverlapping(sum.as_ptr().cast(), to, len * size_of::<L::Value>());
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`rest`].
+#[inline(always)]
+unsafe fn load_some<L: Lane, const G: usize, const F16C: bool>(source: Source, at: usize, len: usize) -> [L::Value; G] {
+    // SAFETY: `len <= G` elements are read into stages of G.
+    unsafe {
+        match source {
+            Source::Elements(from) => {
+                let mut stage = [L::default(); G];
+                let from = from.cast::<L>().add(at).cast::<u8>();
+                std::ptr::copy_nonoverlapping(from, stage.as_mut_ptr().cast(), len * size_of::<L>());
+                L::load::<G, F16C>(stage.as_ptr())
+            }
+            Source::Partial(from) => {
+                let mut stage = [L::Value::default(); G];
+                let from = from.cast::<L::Value>().add(at).cast::<u8>();
+                std::ptr::copy_nonoverlapping(from, stage.as_mut_ptr().cast(), len * size_of::<L::Value>());
+                stage
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `G` elements or accumulators from `at` on are readable; `F16C` only where the processor has it.
+#[inline(always)]
+unsafe fn load<L: Lane, const G: usize, const F16C: bool>(source: Source, at: usize) -> [L::Value; G] {
+    // SAFETY: the caller's promise; any bits are a value.
+    unsafe {
+        match source {
+            Source::Elements(from) => L::load::<G, F16C>(from.cast::<L>().add(at)),
+            Source::Partial(from) => from.cast::<L::Value>().add(at).cast::<[L::Value; G]>().read_unaligned(),
+        }
+    }
+}
+
+/// # Safety
+/// `G` elements or accumulators from `at` on are writable; `F16C` only where the processor has it.
+#[inline(always)]
+unsafe fn store<L: Lane, const G: usize, const F16C: bool>(sink: Sink, at: usize, values: [L::Value; G]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match sink {
+            Sink::Elements(to) => L::store::<G, F16C>(to.cast::<L>().add(at), values),
+            Sink::Partial(to) => to.cast::<L::Value>().add(at).cast::<[L::Value; G]>().write_unaligned(values),
+        }
+    }
+}
+
+#[inline(always)]
+fn fold<V: Value, O: Op, const G: usize>(sum: &mut [V; G], next: [V; G]) {
+    for (sum, next) in sum.iter_mut().zip(next) {
+        *sum = O::apply(*sum, next);
+    }
+}
+
+#[inline(always)]
+fn complete<V: Value, const G: usize>(sum: &mut [V; G], finish: Finish) {
+    if finish.divide_by != 1 {
+        for sum in sum.iter_mut() {
+            *sum = sum.divide(finish.divide_by);
+        }
+    }
+    if finish.postscale != 1.0 {
+        for sum in sum.iter_mut() {
+            *sum = sum.scale(finish.postscale);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! A set's place in its host's shared memory, and the order of its operations there.
+
+use std::sync::Arc;
+
+use super::host::HostRun;
+use super::inline::InlineRun;
+use super::operation::{Operation, describe, fingerprint};
+use super::rounds::RoundRun;
+use super::{Port, Step, Team};
+use crate::error::{Error, Mismatch, Result};
+use crate::plan::{Algorithm, Table, TwoLevel};
+use crate::transport::Link;
+use crate::transport::shm::{Arena, Fingerprint};
+
+/// The operations of one set, run one after another in the order in which they are begun.
+///
+/// Every rank of the set begins the same operations in the same order; [`Fingerprint`]s prove it before data moves.
+pub(crate) struct Channel {
+    pub(super) port: Arc<Port>,
+    pub(super) team: Arc<Team>,
+    pub(super) arena: Arena,
+    /// Ordered messages to every other rank of the set, for schedules that do not run in slots.
+    pub(super) link: Box<dyn Link>,
+    pub(super) table: Table,
+    pub(super) two_level: TwoLevel,
+    sequence: u32,
+    /// Chunks that went through the slots since the arena began: the same on every member.
+    pub(super) chunks: u64,
+    current: Option<Run>,
+    poisoned: Option<Error>,
+}
+
+/// An operation in flight.
+#[derive(Debug)]
+pub(super) enum Run {
+    Inline(InlineRun),
+    Host(Box<HostRun>),
+    Rounds(Box<RoundRun>),
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel")
+            .field("team", &self.team)
+            .field("sequence", &self.sequence)
+            .field("current", &self.current)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Channel {
+    pub(crate) fn new(
+        port: Arc<Port>,
+        team: Arc<Team>,
+        arena: Arena,
+        link: Box<dyn Link>,
+        table: Table,
+    ) -> Self {
+        let two_level = TwoLevel::new(team.hosts().to_vec(), team.rank());
+        Self { port, team, arena, link, table, two_level, sequence: 0, chunks: 0, current: None, poisoned: None }
+    }
+
+    pub(crate) fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
+    pub(crate) fn team(&self) -> &Arc<Team> {
+        &self.team
+    }
+
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Overrides the choice of algorithm. Every rank of the set must do so at the same place in its order.
+    pub(crate) fn set_algorithm(&mut self, algorithm: Algorithm) -> Result<()> {
+        self.table = self.table.with(algorithm)?;
+        Ok(())
+    }
+
+    /// Whether an operation is in flight.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// Whether messages of finished operations still wait to be handed to the network.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.link.idle()
+    }
+
+    /// Begins an operation; nothing may be in flight. Its buffers are touched until it is ready, fails, or is cancelled.
+    pub(crate) fn begin(&mut self, operation: Operation) -> Result<()> {
+        debug_assert!(self.current.is_none(), "operations of a channel run one at a time");
+        if let Some(error) = &self.poisoned {
+            return Err(error.clone());
+        }
+        self.sequence = self.sequence.wrapping_add(1);
+        let print = fingerprint(self.sequence, &operation);
+        self.current = Some(self.plan(operation, print));
+        Ok(())
+    }
+
+    /// Advances the operation in flight by at most a chunk of work.
+    ///
+    /// A mismatch ends this operation only; any other error poisons the channel, because peers may have moved on.
+    pub(crate) fn poll(&mut self) -> Result<Step> {
+        let Some(mut run) = self.current.take() else { return Ok(Step::Ready(())) };
+        let step = match &mut run {
+            Run::Inline(run) => run.poll(self),
+            Run::Host(run) => run.poll(self),
+            Run::Rounds(run) => run.poll(self),
+        };
+        match &step {
+            Ok(Step::Ready(())) | Err(Error::Mismatch(_)) => {}
+            Ok(_) => self.current = Some(run),
+            Err(error) => self.poisoned = Some(error.clone()),
+        }
+        step
+    }
+
+    /// Gives up the operation in flight: its buffers are not touched again, and the channel is unusable from here on.
+    pub(crate) fn cancel(&mut self, why: &str) {
+        if self.current.take().is_some() {
+            self.poison(Error::Poisoned(why.into()));
+        }
+    }
+
+    /// Makes every later operation fail with `error`.
+    pub(crate) fn poison(&mut self, error: Error) {
+        self.current = None;
+        self.poisoned.get_or_insert(error);
+    }
+
+    /// The error that every later operation fails with, if the channel is poisoned.
+    pub(crate) fn poisoned(&self) -> Option<&Error> {
+        self.poisoned.as_ref()
+    }
+
+    /// The global ranks of this host that the operation in flight waits for.
+    pub(crate) fn missing(&self) -> Vec<u32> {
+        match &self.current {
+            Some(Run::Inline(run)) => self.unannounced(run.print()),
+            Some(Run::Host(run)) => run.missing(self),
+            Some(Run::Rounds(run)) => run.missing(self),
+            None => Vec::new(),
+        }
+    }
+
+    /// Members that have not announced the operation with `print`'s sequence.
+    pub(super) fn unannounced(&self, print: Fingerprint) -> Vec<u32> {
+        let late = |member: &usize| self.announced(*member, print).is_none();
+        (0..self.team.members().len()).filter(late).map(|member| self.global(member)).collect()
+    }
+
+    /// The global rank of a member.
+    pub(super) fn global(&self, member: usize) -> u32 {
+        self.team.global(self.team.members()[member])
+    }
+
+    /// Publishes this member's request, and with it the payload and the first packed chunk.
+    #[inline]
+    pub(super) fn announce(&self, print: Fingerprint, payload: &[u64]) {
+        self.arena.publish(print, payload);
+        self.port.ring();
+    }
+
+    /// What `member` announced for the same place in the order, once it did.
+    #[inline]
+    pub(super) fn announced(&self, member: usize, print: Fingerprint) -> Option<Fingerprint> {
+        self.arena.announced(member, print.seq())
+    }
+
+    /// Whether every member announced this very operation.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with every member's view, once all have announced and some differ.
+    pub(super) fn agreed(&self, print: Fingerprint) -> Result<bool> {
+        let mut equal = true;
+        for member in 0..self.team.members().len() {
+            match self.announced(member, print) {
+                None => return Ok(false),
+                Some(theirs) => equal &= theirs == print,
+            }
+        }
+        if equal { Ok(true) } else { Err(self.mismatch(print)) }
+    }
+
+    #[cold]
+    fn mismatch(&self, print: Fingerprint) -> Error {
+        let views = (0..self.team.members().len())
+            .map(|member| {
+                let theirs = self.announced(member, print);
+                (self.global(member), theirs.map_or_else(|| "nothing yet".to_owned(), describe))
+            })
+            .collect();
+        let name = format!("communicator operation {}", print.seq());
+        Error::Mismatch(Arc::new(Mismatch { name, views }))
+    }
+}

@@ -1,0 +1,136 @@
+//! From an operation to the schedule that runs it.
+
+use super::channel::Run;
+use super::fold::Fold;
+use super::host::{HostRun, align};
+use super::inline::InlineRun;
+use super::operation::{Collective, Operation};
+use super::rounds::{RoundRun, Work};
+use super::Channel;
+use crate::plan::ring::Ring;
+use crate::plan::tree::Tree;
+use crate::plan::{Algorithm, HostOp, HostPlan, LinkPlan, Span};
+use crate::tensor::ReduceOp;
+use crate::transport::shm::Fingerprint;
+
+impl Channel {
+    /// The run of an operation. Depends only on what all ranks know alike: the request, the team, the table.
+    pub(super) fn plan(&self, operation: Operation, print: Fingerprint) -> Run {
+        if self.team.is_local() && InlineRun::fits(&operation) {
+            return Run::Inline(InlineRun::new(operation, print));
+        }
+        let fold = |op| Some(Fold::new(operation.dtype, op, self.team.size(), operation.postscale));
+        match operation.collective {
+            Collective::Allreduce(op) | Collective::Logged { op: Some(op), .. } => {
+                let fold = fold(op);
+                self.allreduce(operation, print, fold)
+            }
+            Collective::Broadcast { root } | Collective::Logged { op: None, root, .. } => {
+                self.broadcast(operation, print, root)
+            }
+            Collective::Allgather => self.allgather(operation, print),
+            Collective::ReduceScatter(op) => {
+                let fold = fold(op);
+                self.reduce_scatter(operation, print, fold)
+            }
+            Collective::Barrier => {
+                // Across hosts: an allreduce of nothing but one byte, from and to nowhere.
+                let operation = Operation { count: 1, ..operation };
+                let fold = Fold::new(operation.dtype, ReduceOp::Max, self.team.size(), 1.0);
+                let work = Work { whole: 1, own: Span::default(), kept: Span::default() };
+                let plan = Tree::allreduce(self.team.size(), self.team.rank(), 1).into();
+                self.rounds(operation, print, Some(fold), plan, work)
+            }
+        }
+    }
+
+    /// How many elements of the operation a slot holds.
+    fn chunk(&self, operation: &Operation) -> usize {
+        self.arena.slot_bytes() / operation.dtype.size()
+    }
+
+    fn host_plan(&self, op: HostOp, operation: &Operation) -> HostPlan {
+        let (members, me) = (self.team.members().len(), self.team.member());
+        HostPlan::new(op, members, me, operation.count, self.chunk(operation), align(operation.dtype))
+    }
+
+    fn host(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>, op: HostOp) -> Run {
+        let plan = self.host_plan(op, &operation);
+        Run::Host(Box::new(HostRun::new(self, print, plan, fold, operation, None, None)))
+    }
+
+    fn rounds(
+        &self,
+        operation: Operation,
+        print: Fingerprint,
+        fold: Option<Fold>,
+        plan: LinkPlan,
+        work: Work,
+    ) -> Run {
+        Run::Rounds(Box::new(RoundRun::new(print, plan, None, operation, fold, work)))
+    }
+
+    fn allreduce(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>) -> Run {
+        let (ranks, me, count) = (self.team.size(), self.team.rank(), operation.count);
+        let bytes = count.saturating_mul(operation.dtype.size());
+        let algorithm = self.table.pick(bytes);
+        let cross = self.table.cross(algorithm, bytes, operation.dtype.size());
+        let whole = Span::new(0, count);
+        let work = Work { whole: count, own: whole, kept: whole };
+        match algorithm {
+            Algorithm::OneShot => self.host(operation, print, fold, HostOp::OneShot),
+            Algorithm::Ring => {
+                let plan = Ring::allreduce(ranks, me, count, align(operation.dtype)).into();
+                self.rounds(operation, print, fold, plan, work)
+            }
+            Algorithm::BinomialTree => {
+                self.rounds(operation, print, fold, Tree::allreduce(ranks, me, count).into(), work)
+            }
+            Algorithm::TwoLevel | Algorithm::OrderedChain if !self.team.is_local() => {
+                let plan = self.two_level.host_plan(count, self.chunk(&operation), align(operation.dtype));
+                let cross = Some((self.two_level.clone(), cross));
+                Run::Host(Box::new(HostRun::new(self, print, plan, fold, operation, cross, None)))
+            }
+            _ => self.host(operation, print, fold, HostOp::TwoShot { owners: self.team.members().len() }),
+        }
+    }
+
+    fn broadcast(&self, operation: Operation, print: Fingerprint, root: usize) -> Run {
+        let relay = self.two_level.broadcast(root, operation.count);
+        let whole = Span::new(0, operation.count);
+        let stage = relay.link.filter(|_| !self.team.is_local()).map(|plan| {
+            let names = (0..self.team.hosts().len()).map(|host| self.two_level.representative(root, host)).collect();
+            let own = if self.team.rank() == root { whole } else { Span::default() };
+            let work = Work { whole: operation.count, own, kept: whole };
+            RoundRun::new(print, plan, Some(names), operation.clone(), None, work).unannounced()
+        });
+        let plan = self.host_plan(HostOp::Broadcast { root: relay.representative }, &operation);
+        Run::Host(Box::new(HostRun::new(self, print, plan, None, operation, None, stage)))
+    }
+
+    fn allgather(&self, operation: Operation, print: Fingerprint) -> Run {
+        if self.team.is_local() {
+            return self.host(operation, print, None, HostOp::Allgather);
+        }
+        let (ranks, me, count) = (self.team.size(), self.team.rank(), operation.count);
+        let work = Work {
+            whole: ranks * count,
+            own: Span::new(me * count, count),
+            kept: Span::new(0, ranks * count),
+        };
+        self.rounds(operation, print, None, Ring::allgather(ranks, me, count).into(), work)
+    }
+
+    fn reduce_scatter(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>) -> Run {
+        if self.team.is_local() {
+            return self.host(operation, print, fold, HostOp::ReduceScatter);
+        }
+        let (ranks, me, count) = (self.team.size(), self.team.rank(), operation.count);
+        let work = Work {
+            whole: ranks * count,
+            own: Span::new(0, ranks * count),
+            kept: Span::new(me * count, count),
+        };
+        self.rounds(operation, print, fold, Ring::reduce_scatter(ranks, me, count).into(), work)
+    }
+}

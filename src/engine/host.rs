@@ -1,0 +1,316 @@
+//! A collective through the slots of one host, chunk by chunk, with an exchange between hosts in the middle if there are
+//! several.
+//!
+//! For each chunk a member packs its input into its own slot, reduces its slice over every member's slot, and unpacks
+//! what the others reduced. Packing *is* the communication: nothing is staged elsewhere. What is packed, reduced and
+//! unpacked where is the plan's business ([`HostPlan`]); this file only keeps the order that `transport/shm/README.md`
+//! demands: a slot is packed again when every member is done with it, the first chunk is packed before the announcement
+//! that publishes it, and a slot is read after its writer has said so.
+
+use super::exchange::{Exchange, Greetings};
+use super::fold::Fold;
+use super::regions::Regions;
+use super::rounds::RoundRun;
+use super::slice::Slice;
+use super::{Channel, Step};
+use crate::device::host::{Sink, Source, copy_scaled};
+use crate::transport::shm::Fingerprint;
+use crate::error::Result;
+use crate::plan::{ChunkSteps, Cross, HostPlan, Own, ReducePart, TwoLevel, UnpackAfter};
+use crate::tensor::DType;
+
+/// The state of one collective in the slots.
+#[derive(Debug)]
+pub(super) struct HostRun {
+    pub(super) print: Fingerprint,
+    dtype: DType,
+    fold: Option<Fold>,
+    prescale: f64,
+    regions: Regions,
+    plan: HostPlan,
+    cross: Option<CrossRun>,
+    /// A broadcast's way from the root's host to this one, for the member that packs what arrives.
+    relay: Option<Box<RoundRun>>,
+    steps: ChunkSteps,
+    /// Chunks that went through the arena before this operation.
+    base: u64,
+    announced: bool,
+    agreed: bool,
+    /// Chunks that this member has packed, reduced and unpacked.
+    packed: usize,
+    reduced: usize,
+    unpacked: usize,
+}
+
+/// Slices start at multiples of 64 bytes' worth of elements: no two members write one cache line.
+pub(super) fn align(dtype: DType) -> usize {
+    64 / dtype.size()
+}
+
+/// The part between hosts of a two-level allreduce.
+#[derive(Debug)]
+struct CrossRun {
+    two_level: TwoLevel,
+    cross: Cross,
+    greetings: Greetings,
+    /// Partial values of the slice in progress.
+    work: Vec<u64>,
+    exchange: Option<Exchange>,
+}
+
+impl HostRun {
+    pub(super) fn new(
+        channel: &Channel,
+        print: Fingerprint,
+        plan: HostPlan,
+        fold: Option<Fold>,
+        operation: super::Operation,
+        cross: Option<(TwoLevel, Cross)>,
+        relay: Option<RoundRun>,
+    ) -> Self {
+        let cross = cross.map(|(two_level, cross)| CrossRun {
+            two_level,
+            cross,
+            greetings: Greetings::new(print),
+            work: Vec::new(),
+            exchange: None,
+        });
+        Self {
+            print,
+            dtype: operation.dtype,
+            fold,
+            prescale: operation.prescale,
+            regions: Regions::new(operation.pieces, operation.dtype.size()),
+            plan,
+            cross,
+            relay: relay.map(Box::new),
+            steps: ChunkSteps::default(),
+            base: channel.chunks,
+            announced: false,
+            agreed: false,
+            packed: 0,
+            reduced: 0,
+            unpacked: 0,
+        }
+    }
+
+    /// Does the next thing that peers allow: at most one chunk of one stage.
+    pub(super) fn poll(&mut self, channel: &mut Channel) -> Result<Step> {
+        if let Some(relay) = &mut self.relay {
+            if relay.poll(channel)? != Step::Ready(()) {
+                return Ok(Step::Pending);
+            }
+            self.relay = None;
+        }
+        if !self.announced {
+            if self.plan.chunks() > 0 {
+                if !self.may_pack(channel) {
+                    return Ok(Step::Pending);
+                }
+                self.pack(channel);
+            }
+            channel.announce(self.print, &[]);
+            self.announced = true;
+            return Ok(Step::Progress);
+        }
+        if !self.agreed {
+            if !channel.agreed(self.print)? {
+                return Ok(Step::Pending);
+            }
+            self.agreed = true;
+        }
+        if self.unpacked == self.plan.chunks() {
+            channel.chunks = self.base + self.unpacked as u64;
+            return Ok(Step::Ready(()));
+        }
+        if self.unpacked < self.reduced && self.may_unpack(channel) {
+            self.unpack(channel);
+            return Ok(Step::Progress);
+        }
+        if self.reduced < self.packed && self.all_packed(channel, self.reduced) {
+            match self.reduce(channel)? {
+                Step::Pending => {}
+                moved => return Ok(moved),
+            }
+        }
+        if self.packed < self.plan.chunks() && self.may_pack(channel) {
+            self.pack(channel);
+            channel.arena.set_packed(self.count(self.packed));
+            channel.port.ring();
+            return Ok(Step::Progress);
+        }
+        Ok(Step::Pending)
+    }
+
+    /// The arena's count of chunks once `chunks` of this operation are done.
+    fn count(&self, chunks: usize) -> u64 {
+        self.base + chunks as u64
+    }
+
+    fn slot(&self, channel: &Channel, member: usize, chunk: usize) -> *mut u8 {
+        channel.arena.slot_ptr(member, (self.count(chunk) % channel.arena.slots() as u64) as usize)
+    }
+
+    /// "Slot reuse": every member is done with the chunk that last used the slot of the next chunk to pack.
+    fn may_pack(&self, channel: &Channel) -> bool {
+        let needed = (self.count(self.packed) + 1).saturating_sub(channel.arena.slots() as u64);
+        channel.arena.all_done(needed)
+    }
+
+    fn pack(&mut self, channel: &Channel) {
+        self.plan.steps(self.packed, &mut self.steps);
+        let slot = self.slot(channel, channel.team.member(), self.packed);
+        let size = self.dtype.size();
+        for pack in &self.steps.pack {
+            self.regions.each(|piece| piece.input, pack.data.start, pack.data.len, |memory, offset| {
+                // SAFETY: the slot is this member's until it publishes ("slot reuse"), the plan keeps within it, and
+                // the operation owns its input.
+                unsafe {
+                    let at = slot.add((pack.slot + offset) * size);
+                    copy_scaled(self.dtype, memory.ptr(), at, memory.len() / size, self.prescale);
+                }
+            });
+        }
+        self.packed += 1;
+    }
+
+    /// Whether every member has packed `chunk`; the announcement says it for the first.
+    fn all_packed(&self, channel: &Channel, chunk: usize) -> bool {
+        chunk == 0 || channel.arena.all_packed(self.count(chunk + 1))
+    }
+
+    /// Reduces this member's part of the next chunk.
+    fn reduce(&mut self, channel: &mut Channel) -> Result<Step> {
+        self.plan.steps(self.reduced, &mut self.steps);
+        if let (Some(part), Some(fold)) = (self.steps.reduce, self.fold) {
+            if self.cross.is_some() {
+                if self.reduce_across(channel, part, fold)? == Step::Pending {
+                    return Ok(Step::Pending);
+                }
+            } else {
+                self.reduce_here(channel, part, fold);
+            }
+        }
+        self.reduced += 1;
+        if self.steps.after == UnpackAfter::Reduced {
+            channel.arena.set_reduced(self.count(self.reduced));
+            channel.port.ring();
+        }
+        Ok(Step::Progress)
+    }
+
+    fn reduce_here(&self, channel: &Channel, part: ReducePart, fold: Fold) {
+        let (members, me) = (channel.team.members().len(), channel.team.member());
+        let size = self.dtype.size();
+        let output = part.output.unwrap_or_default();
+        self.regions.each(|piece| piece.output, output, part.slot.len, |memory, offset| {
+            let at = (part.slot.start + offset) * size;
+            let slot = |member| self.slot(channel, member, self.reduced).wrapping_add(at);
+            let source = |member| match part.own {
+                Own::Input(start) if member == me => Source::Elements(self.input(start + offset)),
+                _ => Source::Elements(slot(member)),
+            };
+            let sinks = [Sink::Elements(memory.ptr()), Sink::Elements(slot(me))];
+            let sinks = if part.share { &sinks[..] } else { &sinks[..1] };
+            // SAFETY: every member has packed this chunk and none packs it again before this member is done; this
+            // span of this member's slot is read by others only after `reduced` is published; outputs are ours.
+            unsafe { fold.members(None, members, source, memory.len() / size, sinks, fold.finish) };
+        });
+    }
+
+    /// The address of an element of the input.
+    fn input(&self, element: usize) -> *const u8 {
+        let place = self.regions.contiguous(|piece| piece.input, element, 1);
+        place.map_or(std::ptr::null(), |memory| memory.ptr().cast_const())
+    }
+
+    /// Reduces the slice over this host's members and all hosts.
+    fn reduce_across(&mut self, channel: &mut Channel, part: ReducePart, fold: Fold) -> Result<Step> {
+        let Some(mut cross) = self.cross.take() else { return Ok(Step::Ready(())) };
+        let slots = (0..channel.team.members().len()).map(|member| self.slot(channel, member, self.reduced)).collect();
+        let step = {
+            let mut slice = Slice {
+                fold,
+                slots,
+                me: channel.team.member(),
+                part,
+                regions: &self.regions,
+                work: &mut cross.work,
+            };
+            slice.prepare();
+            if cross.exchange.is_none() {
+                let plan = cross.two_level.cross(cross.cross, part.slot.len, align(self.dtype));
+                cross.exchange = plan.map(Exchange::new);
+            }
+            let name = |host| cross.two_level.peer(host);
+            match &mut cross.exchange {
+                Some(exchange) => exchange.poll(channel.link.as_mut(), &name, &mut cross.greetings, &mut slice),
+                None => Ok(Step::Ready(())),
+            }
+        };
+        if matches!(step, Ok(Step::Ready(()))) {
+            cross.exchange = None;
+        }
+        self.cross = Some(cross);
+        // Messages that moved are no finished slice: the caller goes on only when the exchange is over.
+        Ok(if step? == Step::Ready(()) { Step::Ready(()) } else { Step::Pending })
+    }
+
+    /// Whether the members that the oldest reduced chunk is unpacked from are ready for it.
+    fn may_unpack(&mut self, channel: &Channel) -> bool {
+        self.plan.steps(self.unpacked, &mut self.steps);
+        let needed = self.count(self.unpacked + 1);
+        match self.steps.after {
+            UnpackAfter::Packed => self.all_packed(channel, self.unpacked),
+            UnpackAfter::Reduced => {
+                self.steps.unpack.iter().all(|unpack| channel.arena.reduced(unpack.from) >= needed)
+            }
+        }
+    }
+
+    /// Copies what the others share of the oldest reduced chunk; `may_unpack` has just filled `steps`.
+    fn unpack(&mut self, channel: &Channel) {
+        let size = self.dtype.size();
+        for unpack in &self.steps.unpack {
+            let slot = self.slot(channel, unpack.from, self.unpacked);
+            self.regions.each(|piece| piece.output, unpack.output, unpack.slot.len, |memory, offset| {
+                // SAFETY: the member has published this span and leaves it alone until every member is done with the
+                // chunk; the operation owns its output.
+                unsafe {
+                    let at = slot.add((unpack.slot.start + offset) * size);
+                    std::ptr::copy_nonoverlapping(at.cast_const(), memory.ptr(), memory.len());
+                }
+            });
+        }
+        self.finish_chunk(channel);
+    }
+
+    /// Says that this member reads nothing more of the oldest unfinished chunk.
+    fn finish_chunk(&mut self, channel: &Channel) {
+        self.unpacked += 1;
+        channel.arena.set_done(self.count(self.unpacked));
+        channel.port.ring();
+    }
+
+    /// The global ranks that hold the operation up.
+    pub(super) fn missing(&self, channel: &Channel) -> Vec<u32> {
+        if let Some(relay) = &self.relay {
+            return relay.missing(channel);
+        }
+        if !self.agreed {
+            return channel.unannounced(self.print);
+        }
+        if let Some(exchange) = self.cross.as_ref().and_then(|cross| cross.exchange.as_ref()) {
+            return exchange.missing().into_iter().map(|rank| channel.team.global(rank)).collect();
+        }
+        let behind = |member: &usize| {
+            let (packed, reduced) = (channel.arena.packed(*member), channel.arena.reduced(*member));
+            // The first chunk is published by the announcement alone.
+            (self.reduced > 0 && packed < self.count(self.reduced + 1).min(self.count(self.plan.chunks())))
+                || (self.unpacked < self.reduced && reduced < self.count(self.unpacked + 1))
+                || channel.arena.done(*member) + (channel.arena.slots() as u64) < self.count(self.packed) + 1
+        };
+        let members = (0..channel.team.members().len()).filter(|&member| member != channel.team.member());
+        members.filter(behind).map(|member| channel.global(member)).collect()
+    }
+}

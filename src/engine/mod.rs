@@ -1,0 +1,42 @@
+//! Advances collectives: nothing here blocks, everything is polled.
+//!
+//! An operation in flight is a state machine with `poll`, which does at most a chunk of work. Whoever has time polls: a
+//! thread that waits, the background thread, or the seeded scheduler of the tests. [`wait`] holds the one loop that waits.
+
+#![allow(unsafe_code, reason = "the order of a plan's steps is what makes a slot or a buffer readable or writable")]
+
+mod channel;
+mod choose;
+mod exchange;
+mod fold;
+mod ground;
+mod host;
+mod inline;
+mod operation;
+mod regions;
+mod rounds;
+mod routes;
+mod slice;
+mod team;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod wait;
+
+pub(crate) use channel::Channel;
+pub(crate) use ground::{Built, Gather, Ground, Network};
+pub(crate) use operation::{Collective, Operation, Pieces};
+pub(crate) use team::Team;
+pub(crate) use wait::{Idle, Port, block};
+
+/// What a poll came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step<T = ()> {
+    /// Finished.
+    Ready(T),
+    /// Moved on; poll again.
+    Progress,
+    /// Waits for a peer.
+    Pending,
+}

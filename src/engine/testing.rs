@@ -1,0 +1,127 @@
+//! Ranks of one thread over the shipping shared-memory protocol: a seeded scheduler decides who is polled next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::routes::Routes;
+use super::{Channel, Port, Step, Team};
+use crate::plan::{Algorithm, Layout, Table, Thresholds};
+use crate::transport::Stamp;
+use crate::os::memory::Mapping;
+use crate::transport::shm::{Arena, ArenaParams, Control, Memory};
+use crate::transport::sim::Network;
+
+/// SplitMix64: small, and the same everywhere, so that a seed means the same run everywhere.
+#[derive(Clone, Debug)]
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+/// What a test may vary.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    /// Ranks on each pretend host.
+    pub(crate) hosts: Vec<usize>,
+    pub(crate) slot_bytes: usize,
+    pub(crate) slots: usize,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) deterministic: bool,
+    pub(crate) negotiated: bool,
+    pub(crate) seed: u64,
+}
+
+impl Shape {
+    pub(crate) fn one_host(ranks: usize) -> Self {
+        Self {
+            hosts: vec![ranks],
+            slot_bytes: 4096,
+            slots: 2,
+            algorithm: Algorithm::Auto,
+            deterministic: false,
+            negotiated: false,
+            seed: 1,
+        }
+    }
+
+    /// A channel for every rank.
+    pub(crate) fn channels(&self) -> Vec<Channel> {
+        let ranks: usize = self.hosts.iter().sum();
+        let host_of: Vec<usize> =
+            self.hosts.iter().enumerate().flat_map(|(host, &members)| std::iter::repeat_n(host, members)).collect();
+        let network = Network::seeded(ranks, self.seed);
+        let mut channels = Vec::new();
+        for (host, &members) in self.hosts.iter().enumerate() {
+            let params = ArenaParams {
+                members,
+                slot_bytes: self.slot_bytes,
+                slots: self.slots,
+                mail_bytes: 1 << 20,
+                negotiated: self.negotiated,
+            };
+            let anonymous = |bytes| Memory::new(Arc::new(Mapping::anonymous(bytes).unwrap()));
+            let control = anonymous(Control::bytes(members));
+            let arena = anonymous(Arena::bytes(&params));
+            for member in 0..members {
+                let port = Arc::new(Port {
+                    control: Control::new(&control, members, member).unwrap(),
+                    crowded: true,
+                    deadline: Duration::from_secs(60),
+                    warning: Duration::from_secs(30),
+                    whereabouts: Box::new(|_| "in this test".to_owned()),
+                });
+                let me = self.hosts[..host].iter().sum::<usize>() + member;
+                let all: Vec<u32> = (0..ranks as u32).collect();
+                let team = Arc::new(Team::new(all.clone(), me as u32, |rank| host_of[rank as usize]));
+                let arena = Arena::new(&arena, &params, member).unwrap();
+                let link = (!team.is_local()).then(|| {
+                    let stamp = Stamp { job: 1, epoch: 0, set: 0, channel: 0 };
+                    Box::new(network.link(stamp, all, me, 1 << 10).unwrap()) as Box<dyn crate::transport::Link>
+                });
+                let routes = Box::new(Routes::new(Arc::clone(&port), &team, &arena, link));
+                let layout = Layout { hosts: self.hosts.len(), ranks, contiguous: true };
+                let table = Table::new(layout, Thresholds::DEFAULT, self.deterministic, self.algorithm).unwrap();
+                channels.push(Channel::new(port, team, arena, routes, table));
+            }
+        }
+        channels
+    }
+}
+
+/// Polls the channels in the random order of `random` until each has ended its operation; returns how each ended.
+///
+/// # Panics
+/// If nothing moves for long: a deadlock.
+pub(crate) fn run(channels: &mut [Channel], random: &mut Random) -> Vec<crate::Result<()>> {
+    let mut ended: Vec<Option<crate::Result<()>>> = channels.iter().map(|_| None).collect();
+    let mut stuck = 0;
+    while ended.iter().any(Option::is_none) {
+        let rank = random.below(channels.len());
+        // Bursts: a rank that runs far ahead meets other states than one that takes turns.
+        for _ in 0..=random.below(4) {
+            if ended[rank].is_some() {
+                break;
+            }
+            stuck += 1;
+            match channels[rank].poll() {
+                Ok(Step::Ready(())) => ended[rank] = Some(Ok(())),
+                Ok(Step::Progress) => stuck = 0,
+                Ok(Step::Pending) => {}
+                Err(error) => ended[rank] = Some(Err(error)),
+            }
+        }
+        assert!(stuck < 100_000, "deadlock: {channels:?}");
+    }
+    ended.into_iter().map(|end| end.expect("all have ended")).collect()
+}

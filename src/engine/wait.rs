@@ -1,0 +1,141 @@
+//! The one loop that waits: spin, yield, then sleep on the rank's doorbell; always with a deadline and an eye on failures.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Step;
+use crate::error::{Error, Failure, Result};
+use crate::os::sync::{spin_loop, yield_now};
+use crate::transport::shm::Control;
+
+/// Polls before the first yield when every rank of the host has a core of its own.
+const SPINS: u32 = 2000;
+/// A wait this long goes to sleep.
+const SLEEP_AFTER: Duration = Duration::from_millis(1);
+/// A sleeper looks at its deadline this often; everything else rings its doorbell.
+const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+
+/// What a rank needs to wait and to be woken: its place in the host's control segment, and its patience.
+pub(crate) struct Port {
+    pub(crate) control: Control,
+    /// More ranks than cores: yield at once, spinning would keep the awaited peer from running.
+    pub(crate) crowded: bool,
+    pub(crate) deadline: Duration,
+    pub(crate) warning: Duration,
+    /// Says of a global rank what is known of it ("left the job", "stopped (SIGSTOP), pid 17", "running").
+    pub(crate) whereabouts: Box<dyn Fn(u32) -> String + Send + Sync>,
+}
+
+impl std::fmt::Debug for Port {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Port").field("local", &self.control.me()).field("crowded", &self.crowded).finish_non_exhaustive()
+    }
+}
+
+impl Port {
+    /// The job's first failure as an error, if there is one.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.control.aborted() { Err(self.failure()) } else { Ok(()) }
+    }
+
+    /// The job's first failure as an error.
+    pub(crate) fn failure(&self) -> Error {
+        let unknown = || Failure::new(0, "an unknown host", "the job was aborted and the cause could not be read");
+        Error::Failed(Arc::new(self.control.failure().unwrap_or_else(unknown)))
+    }
+
+    /// Wakes the host's sleeping ranks after something was published.
+    #[inline]
+    pub(crate) fn ring(&self) {
+        self.control.bells().ring_others();
+    }
+
+    /// Backs off once after a poll that found nothing: spin, yield, or sleep until the doorbell rings.
+    ///
+    /// `recheck` is called between announcing a sleep and sleeping ("publish-then-sleep" in
+    /// `transport/shm/README.md`), and calls the sleep off by returning true.
+    pub(crate) fn back_off(&self, idle: &mut Idle, longest: Duration, recheck: impl FnOnce() -> bool) {
+        idle.polls += 1;
+        if !self.crowded && idle.polls < SPINS {
+            spin_loop();
+        } else if idle.waited() < SLEEP_AFTER {
+            yield_now();
+        } else {
+            let recheck = || recheck() || self.control.aborted();
+            self.control.sleep(Some(longest.min(LONGEST_SLEEP)), recheck);
+        }
+    }
+}
+
+/// How long a wait has found nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Idle {
+    polls: u32,
+    since: Option<Instant>,
+}
+
+impl Idle {
+    /// Time since the clock was first looked at; the spins before that are too short to count.
+    pub(crate) fn waited(&mut self) -> Duration {
+        let now = Instant::now();
+        now - *self.since.get_or_insert(now)
+    }
+}
+
+/// Polls until the operation is ready, the job fails, or the deadline passes.
+///
+/// `missing` names the operation and the global ranks that it waits for; it is asked only when something must be said.
+pub(crate) fn block<S, T>(
+    port: &Port,
+    state: &mut S,
+    mut poll: impl FnMut(&mut S) -> Result<Step<T>>,
+    missing: impl Fn(&S) -> (String, Vec<u32>),
+) -> Result<T> {
+    let mut idle = Idle::default();
+    let mut warned = false;
+    let mut outcome = poll(state)?;
+    loop {
+        match outcome {
+            Step::Ready(value) => return Ok(value),
+            Step::Progress => {
+                idle = Idle::default();
+                outcome = poll(state)?;
+                continue;
+            }
+            Step::Pending => port.check()?,
+        }
+        if idle.since.is_some() {
+            let waited = idle.waited();
+            if waited >= port.deadline {
+                let (what, ranks) = missing(state);
+                return Err(Error::Timeout { what: what.into(), waited, missing: port.blame(&ranks).into() });
+            }
+            if waited >= port.warning && !warned {
+                warned = true;
+                let (what, ranks) = missing(state);
+                crate::event::tell_warning(&format!("{what}: waiting for {waited:.0?}; {}", port.blame(&ranks)));
+            }
+        }
+        let mut found = Ok(Step::Pending);
+        port.back_off(&mut idle, port.deadline, || {
+            found = poll(state);
+            !matches!(found, Ok(Step::Pending))
+        });
+        outcome = match found? {
+            Step::Pending => poll(state)?,
+            moved => moved,
+        };
+    }
+}
+
+impl Port {
+    /// Which ranks are missing and what is known of each, with what to do.
+    pub(crate) fn blame(&self, ranks: &[u32]) -> String {
+        if ranks.is_empty() {
+            return "no rank is known to be missing: the network may be cut".to_owned();
+        }
+        let list: Vec<String> =
+            ranks.iter().map(|&rank| format!("rank {rank} ({})", (self.whereabouts)(rank))).collect();
+        format!("missing: {}; see what those ranks do, or raise KOLO_DEADLINE", list.join(", "))
+    }
+}

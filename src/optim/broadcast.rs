@@ -1,0 +1,33 @@
+//! A common start: every rank gets one rank's parameters.
+
+use crate::{Element, Kolo, Result};
+
+/// Gives every rank the parameters of rank `root`, in place: before the first step, and after a checkpoint was read.
+///
+/// All parameters travel at once and are fused. Their names on the wire are `parameter.` and the given name.
+///
+/// # Collective
+/// Every rank, with the same names, shapes and root. The order of the names does not matter.
+///
+/// # Errors
+/// [`Error::Mismatch`](crate::Error::Mismatch) where the ranks disagree about a shape, a type or the root.
+pub fn broadcast_parameters<N, V, T>(
+    kolo: &Kolo,
+    parameters: impl IntoIterator<Item = (N, V)>,
+    root: usize,
+) -> Result<()>
+where
+    N: AsRef<str>,
+    V: AsMut<[T]>,
+    T: Element,
+{
+    let mut parameters: Vec<(String, V)> =
+        parameters.into_iter().map(|(name, values)| (format!("parameter.{}", name.as_ref()), values)).collect();
+    kolo.scope(|scope| {
+        let mut handles = Vec::with_capacity(parameters.len());
+        for (name, values) in &mut parameters {
+            handles.push(scope.broadcast_async(name, values.as_mut(), root)?);
+        }
+        handles.into_iter().try_for_each(|handle| handle.wait().map(drop))
+    })
+}

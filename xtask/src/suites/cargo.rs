@@ -1,0 +1,133 @@
+//! The suites that are a call of cargo.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::Context;
+use crate::workspace::{cargo, root, target};
+
+/// The sets of features that are built and linted. Packages besides kolo use its default features, so only kolo itself is
+/// built without them.
+const FEATURE_SETS: &[&[&str]] = &[&["--workspace"], &["--package", "kolo", "--no-default-features"]];
+
+/// Tests under mpirun that break things on purpose and take their time: a suite of their own.
+const FAULTS: &str = "faults";
+
+pub(crate) fn fmt(context: &Context) -> Result<()> {
+    context.run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    context.count(1);
+    Ok(())
+}
+
+pub(crate) fn clippy(context: &Context) -> Result<()> {
+    for features in FEATURE_SETS {
+        let words = [&["clippy", "--quiet", "--all-targets"], *features, &["--", "--deny", "warnings"]].concat();
+        context.run(&mut cargo(&words))?;
+        context.count(1);
+    }
+    Ok(())
+}
+
+pub(crate) fn docs(context: &Context) -> Result<()> {
+    context.run(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))?;
+    context.count(1);
+    Ok(())
+}
+
+pub(crate) fn build(context: &Context) -> Result<()> {
+    context.run(&mut cargo(&["test", "--quiet", "--workspace", "--no-run"]))?;
+    context.run(&mut cargo(&["build", "--quiet", "--workspace", "--release", "--examples"]))?;
+    context.count(2);
+    Ok(())
+}
+
+pub(crate) fn unit(context: &Context) -> Result<()> {
+    context.run(&mut cargo(&["test", "--quiet", "--workspace", "--lib", "--bins", "--no-fail-fast"]))?;
+    context.need_tests()
+}
+
+pub(crate) fn doctests(context: &Context) -> Result<()> {
+    context.run(&mut cargo(&["test", "--quiet", "--workspace", "--doc", "--no-fail-fast"]))?;
+    context.need_tests()
+}
+
+pub(crate) fn mpi(context: &Context) -> Result<()> {
+    mpi_with(context, |_| {})
+}
+
+/// Runs the tests that start mpirun, each package's, with the settings that `prepare` adds.
+pub(crate) fn mpi_with(context: &Context, prepare: impl Fn(&mut Command)) -> Result<()> {
+    for (package, directory) in [("kolo", "tests"), ("kolo-bench", "bench/tests")] {
+        let names = test_files(directory)?;
+        if names.is_empty() {
+            continue;
+        }
+        let mut command = cargo(&["test", "--quiet", "--no-fail-fast", "--package", package]);
+        for name in names {
+            command.args(["--test", &name]);
+        }
+        prepare(&mut command);
+        context.run(&mut command)?;
+    }
+    context.need_tests()
+}
+
+/// The names of the test binaries in `directory`, the faults left out.
+fn test_files(directory: &str) -> Result<Vec<String>> {
+    let directory = root().join(directory);
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        names.extend(name.strip_suffix(".rs").filter(|&name| name != FAULTS).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}
+
+pub(crate) fn loom(context: &Context) -> Result<()> {
+    let mut command = cargo(&["test", "--quiet", "--release", "--lib", "--no-default-features", "loom_"]);
+    // Other flags rebuild everything: in a directory of their own they rebuild once.
+    context.run(command.env("RUSTFLAGS", "--cfg kolo_loom").env("CARGO_TARGET_DIR", target().join("loom")))?;
+    context.need_tests()
+}
+
+pub(crate) fn seeds(context: &Context) -> Result<()> {
+    let mut command = cargo(&["test", "--quiet", "--release", "--workspace", "--lib", "seeded"]);
+    context.run(command.env("KOLO_SEEDS", "10000"))?;
+    context.need_tests()
+}
+
+pub(crate) fn faults(context: &Context) -> Result<()> {
+    context.run(&mut cargo(&["test", "--quiet", "--test", FAULTS, "--", "--test-threads=1"]))?;
+    context.need_tests()?;
+    // In a mount namespace, where we may give ourselves a small /dev/shm. 64 KiB fits no segment of anybody.
+    let script = "mount -t tmpfs -o size=64k shm /dev/shm && exec \"$0\" xtask demo -- -np 3 --epochs 1";
+    let user = if rustix::process::geteuid().is_root() { &[][..] } else { &["--user", "--map-root-user"] };
+    let cargo = cargo(&[]);
+    let mut command = Command::new("unshare");
+    command.args(user).args(["--mount", "sh", "-c", script]).arg(cargo.get_program()).current_dir(root());
+    context.run(&mut command)?;
+    context.count(1);
+    Ok(())
+}
+
+pub(crate) fn msrv(context: &Context) -> Result<()> {
+    let oldest = env!("CARGO_PKG_RUST_VERSION");
+    let mut installed = Command::new("rustup");
+    installed.args(["run", oldest, "rustc", "--version"]).env_remove("RUSTUP_TOOLCHAIN");
+    if !installed.output().is_ok_and(|output| output.status.success()) {
+        println!("Rust {oldest} is not installed: clippy's incompatible_msrv, in the suite clippy, stands in for it");
+        return Ok(());
+    }
+    let mut command = Command::new("rustup");
+    command.args(["run", oldest, "cargo", "check", "--quiet", "--workspace", "--all-targets"]);
+    command.env_remove("RUSTUP_TOOLCHAIN").env("CARGO_TARGET_DIR", target().join("msrv")).current_dir(root());
+    context.run(&mut command)?;
+    context.count(1);
+    Ok(())
+}

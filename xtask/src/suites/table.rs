@@ -1,0 +1,64 @@
+//! The suites, in the order they run: what fails fast comes first.
+
+use anyhow::Result;
+
+use super::{Context, cargo, examples, floors, mpich, package, readme, unsafety, words};
+
+/// A named part of the tests.
+pub(crate) struct Suite {
+    /// Its name, for `--only`.
+    pub(crate) name: &'static str,
+    /// Its budget, in seconds on 2 cores, counting what it compiles in a fresh clone.
+    pub(crate) seconds: u64,
+    /// Whether it runs only with `--full`, or by name.
+    pub(crate) long: bool,
+    /// What it checks, in a few words.
+    pub(crate) what: &'static str,
+    /// What it counts.
+    pub(crate) counts: &'static str,
+    /// Does it.
+    pub(crate) run: fn(&Context) -> Result<()>,
+}
+
+const fn suite(
+    name: &'static str,
+    seconds: u64,
+    counts: &'static str,
+    what: &'static str,
+    run: fn(&Context) -> Result<()>,
+) -> Suite {
+    Suite { name, seconds, long: false, what, counts, run }
+}
+
+const fn long(
+    name: &'static str,
+    seconds: u64,
+    counts: &'static str,
+    what: &'static str,
+    run: fn(&Context) -> Result<()>,
+) -> Suite {
+    Suite { long: true, ..suite(name, seconds, counts, what, run) }
+}
+
+/// The budgets of the default suites add up to at most 15 minutes, all of them to at most 75.
+pub(crate) const SUITES: &[Suite] = &[
+    suite("fmt", 10, "checks", "formatted by rustfmt", cargo::fmt),
+    suite("words", 5, "files", "nothing unfinished, nothing that holds on one machine only", words::run),
+    suite("floors", 5, "files", "modules import only from floors below their own", floors::run),
+    suite("unsafe", 5, "sites", "unsafe code only where it may stand, each site with its reason", unsafety::run),
+    suite("clippy", 150, "feature sets", "no warning from clippy, with each set of features", cargo::clippy),
+    suite("docs", 45, "checks", "no warning from rustdoc", cargo::docs),
+    suite("build", 180, "builds", "compiles what the next suites run", cargo::build),
+    suite("unit", 120, "tests", "unit, property and seeded multi-rank tests", cargo::unit),
+    suite("doctests", 60, "tests", "code in the documentation and in README.md", cargo::doctests),
+    suite("mpi", 120, "tests", "tests in 1 to 4 ranks under a real mpirun", cargo::mpi),
+    suite("examples", 60, "examples", "every example on 2 ranks", examples::run),
+    suite("readme", 30, "blocks", "the shell commands of README.md", readme::run),
+    suite("package", 30, "checks", "the package holds what it needs and builds by itself", package::run),
+    suite("downstream", 30, "checks", "a crate that uses kolo as a stranger would, on 2 ranks", examples::downstream),
+    suite("loom", 50, "tests", "the shared-memory protocol under every interleaving", cargo::loom),
+    long("seeds", 600, "tests", "10,000 seeds of delays and interleavings", cargo::seeds),
+    long("faults", 300, "tests", "killed and stopped ranks, a small /dev/shm", cargo::faults),
+    long("mpich", 600, "tests", "the mpi suite, built against MPICH", mpich::run),
+    long("msrv", 240, "checks", "compiles with the oldest supported Rust", cargo::msrv),
+];
