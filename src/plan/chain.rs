@@ -66,3 +66,50 @@ impl Chain {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::LinkPlan;
+    use crate::plan::check::{Chance, Element, assert_ordered, counts, run_links};
+    use proptest::prelude::*;
+
+    fn allreduce(n: usize, count: usize, segment: usize, seed: u64) {
+        let plans: Vec<LinkPlan> = (0..n).map(|me| Chain::allreduce(n, me, count, segment).into()).collect();
+        let own = |rank, at| Some(Element::of(rank, at));
+        let (work, sent) = run_links(&plans, count, own, &mut Chance::new(seed));
+        for work in &work {
+            for (index, element) in work.iter().enumerate() {
+                assert_ordered(element.as_ref().expect("written"), index, n);
+            }
+        }
+        for (me, sent) in sent.iter().enumerate() {
+            let forth = if me + 1 < n { count } else { 0 };
+            let back = if me > 0 { count } else { 0 };
+            assert_eq!((sent.partial, sent.last), (forth, back));
+        }
+        let segments = count.div_ceil(segment);
+        let expected = if count == 0 { 0 } else { segments - 1 + (2 * (n - 1)).max(1) };
+        assert_eq!(plans[0].rounds(), expected);
+    }
+
+    #[test]
+    fn every_size() {
+        for n in 1..=17 {
+            for count in counts(n, 20) {
+                for segment in [1, 5, 20, 1000] {
+                    allreduce(n, count, segment, (n * 1000 + count) as u64);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_shape(n in 1usize..=17, count in 0usize..100, segment in 1usize..30, seed: u64) {
+            allreduce(n, count, segment, seed);
+        }
+    }
+}

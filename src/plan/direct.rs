@@ -5,16 +5,20 @@
 //!
 //! Work is cut into chunks that fit a slot. For each chunk a member: packs own input into its slot; says *packed*; waits
 //! until every member has; reduces its part; says *reduced*; in two-shot waits until every member has; unpacks from the
-//! others' slots; says *done*. Chunk c uses slot c mod slots, once every member has done chunk c - slots. With m bytes a
-//! member (RS and AG: of a block), n members and w owners, a member moves, reads and writes counted:
+//! others' slots; says *done*. Chunk c uses slot c mod slots, once every member has done chunk c - slots; who has nothing
+//! to do in a phase says so all the same.
 //!
-//! | operation | waits | bytes moved, own input packed | own input read privately |
+//! With n members, w owners and m bytes (of the tensor; for allgather and reduce-scatter of a block), a member reads and
+//! writes, the reads of a pack or copy counted like its writes:
+//!
+//! | operation | waits | everything packed | own part read from own input |
 //! |---|---|---|---|
-//! | one-shot allreduce | 1 | 2m + nm + m | nm + m, and 2m for the pack, which the others need |
-//! | two-shot allreduce (owner) | 2 | 2m + (n+2)m/w + 2m(w-1)/w | 2m less on m/w: for w = n, (5 - 2/n) m |
+//! | one-shot allreduce | 1 | (n + 3) m | the same, from warmer memory or not |
+//! | two-shot allreduce, owner | 2 | 2m + (n+2) m/w + 2m (w-1)/w; 5m for w = n | 2m/w less; (5 - 2/n) m for w = n |
+//! | two-shot allreduce, no owner | 2 | 4m | |
 //! | broadcast | 1 | 2m | |
 //! | allgather | 1 | 2m + 2nm | |
-//! | reduce-scatter | 1 | 2nm + nm + m | 2m less |
+//! | reduce-scatter | 1 | 3nm + m | 2m less |
 //!
 //! Every reduction takes the members in order, so the bits are those of a sum in rank order, on every member.
 
@@ -204,7 +208,6 @@ impl HostPlan {
                 if !alone {
                     steps.pack(data, 0);
                 }
-                // The slot is packed for the others; own input is closer, unless the pack just left the slot in cache.
                 let own = if self.own { Own::Input(data.start) } else { Own::Slot };
                 steps.reduce = Some(ReducePart { slot: whole, own, output: Some(data.start), share: false });
             }
@@ -253,5 +256,189 @@ impl HostPlan {
             let slice = self.slice(from, data.len);
             steps.unpack(from, slice, data.start + slice.start);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::check::{Chance, Element, Memory, Moved, assert_ordered, contributions, counts, run_host};
+    use proptest::prelude::*;
+
+    /// Plans of all members; which of them read their own input privately is drawn.
+    fn plans(op: HostOp, n: usize, count: usize, chunk: usize, align: usize, chance: &mut Chance) -> Vec<HostPlan> {
+        let private = chance.below(3);
+        (0..n)
+            .map(|me| {
+                let plan = HostPlan::new(op, n, me, count, chunk, align);
+                if private == 0 || (private == 1 && chance.below(2) == 0) { plan.read_own_input() } else { plan }
+            })
+            .collect()
+    }
+
+    fn allreduce(op: HostOp, n: usize, count: usize, chunk: usize, align: usize, seed: u64) {
+        let mut chance = Chance::new(seed);
+        let slots = 1 + chance.below(3);
+        let plans = plans(op, n, count, chunk, align, &mut chance);
+        let inputs: Vec<Memory> = (0..n).map(|rank| contributions(rank, count)).collect();
+        let mut outputs: Vec<Memory> = vec![vec![None; count]; n];
+        let moved = run_host(&plans, slots, chunk, &inputs, &mut outputs, &mut chance);
+        for (me, output) in outputs.iter().enumerate() {
+            for (index, element) in output.iter().enumerate() {
+                assert_ordered(element.as_ref().expect("an output element was not written"), index, n);
+            }
+            assert_eq!(moved[me], expected(&plans[me], n, count), "{op:?}, member {me} of {n}");
+        }
+    }
+
+    /// The documented traffic of a member.
+    fn expected(plan: &HostPlan, n: usize, count: usize) -> Moved {
+        match plan.op {
+            HostOp::OneShot => {
+                let packed = if plan.own && n == 1 { 0 } else { count };
+                Moved { packed, reduced: n * count, written: count, unpacked: 0 }
+            }
+            _ => {
+                let owned: usize = (0..plan.chunks()).map(|c| plan.slice(plan.me, plan.span(c).len).len).sum();
+                Moved {
+                    packed: if plan.own { count - owned } else { count },
+                    reduced: n * owned,
+                    written: if n == 1 { owned } else { 2 * owned },
+                    unpacked: count - owned,
+                }
+            }
+        }
+    }
+
+    fn gather(op: HostOp, n: usize, count: usize, chunk: usize, seed: u64) {
+        let mut chance = Chance::new(seed);
+        let slots = 1 + chance.below(3);
+        let plans = plans(op, n, count, chunk, 1 + chance.below(5), &mut chance);
+        let (input_len, output_len) = match op {
+            HostOp::Allgather => (count, n * count),
+            HostOp::ReduceScatter => (n * count, count),
+            _ => (count, count),
+        };
+        let inputs: Vec<Memory> = (0..n).map(|rank| contributions(rank, input_len)).collect();
+        let mut outputs: Vec<Memory> = vec![vec![None; output_len]; n];
+        let moved = run_host(&plans, slots, chunk, &inputs, &mut outputs, &mut chance);
+        for (me, output) in outputs.iter().enumerate() {
+            let traffic = (moved[me].packed, moved[me].reduced, moved[me].written, moved[me].unpacked);
+            match op {
+                HostOp::Broadcast { root } if me == root => {
+                    assert!(output.iter().all(Option::is_none), "the root's output is left alone");
+                    assert_eq!(traffic, (if n > 1 { count } else { 0 }, 0, 0, 0));
+                }
+                HostOp::Broadcast { root } => {
+                    assert!(output.iter().cloned().eq((0..count).map(|at| Some(Element::of(root, at)))));
+                    assert_eq!(traffic, (0, 0, 0, count));
+                }
+                HostOp::Allgather => {
+                    let all = (0..n).flat_map(|from| (0..count).map(move |at| Some(Element::of(from, at))));
+                    assert!(output.iter().cloned().eq(all));
+                    assert_eq!(traffic, (count, 0, 0, n * count));
+                }
+                _ => {
+                    for (index, element) in output.iter().enumerate() {
+                        assert_ordered(element.as_ref().expect("written"), me * count + index, n);
+                    }
+                    let packed = if plans[me].own { n - 1 } else { n } * count;
+                    assert_eq!(traffic, (packed, n * count, count, 0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_shot_is_complete_and_in_rank_order() {
+        for n in 1..=17 {
+            for count in counts(n, 20) {
+                allreduce(HostOp::OneShot, n, count, 20, 4, (n * 1000 + count) as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn two_shot_is_complete_and_in_rank_order() {
+        for n in 1..=17 {
+            for count in counts(n, 20) {
+                let seed = (n * 1000 + count) as u64;
+                allreduce(HostOp::TwoShot { owners: n }, n, count, 20, 1, seed);
+                allreduce(HostOp::TwoShot { owners: n }, n, count, 20, 4, seed + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn two_shot_with_fewer_owners_than_members() {
+        for n in 1..=9 {
+            for owners in 1..n {
+                for count in counts(n, 12) {
+                    allreduce(HostOp::TwoShot { owners }, n, count, 12, 2, (n * 1000 + count) as u64);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn broadcast_from_every_root() {
+        for n in 1..=17 {
+            for root in 0..n {
+                for count in [0, 1, n, 19, 20, 21, 67] {
+                    gather(HostOp::Broadcast { root }, n, count, 20, (n * 100 + root) as u64);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn allgather_and_reduce_scatter() {
+        for n in 1..=17 {
+            for count in counts(n, 20) {
+                gather(HostOp::Allgather, n, count, 20, count as u64);
+                gather(HostOp::ReduceScatter, n, count, 20, count as u64);
+                gather(HostOp::ReduceScatter, n, count, n, count as u64);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn any_shape(
+            n in 1usize..=17, owners in 1usize..=17, count in 0usize..200, chunk in 17usize..80, align in 1usize..17,
+            seed: u64,
+        ) {
+            allreduce(HostOp::TwoShot { owners: owners.min(n) }, n, count, chunk, align, seed);
+            allreduce(HostOp::OneShot, n, count, chunk, align, seed);
+            gather(HostOp::Broadcast { root: owners % n }, n, count, chunk, seed);
+            gather(HostOp::Allgather, n, count, chunk, seed);
+            gather(HostOp::ReduceScatter, n, count, chunk, seed);
+        }
+    }
+
+    #[test]
+    fn counts_beyond_32_bits() {
+        let count = (1 << 40) + 3;
+        let plan = HostPlan::new(HostOp::TwoShot { owners: 3 }, 3, 2, count, 1 << 17, 16);
+        let mut steps = ChunkSteps::default();
+        plan.steps(plan.chunks() - 1, &mut steps);
+        assert_eq!(plan.span(plan.chunks() - 1), Span::new(1 << 40, 3));
+        assert_eq!(steps.pack, [Pack { data: Span::new(1 << 40, 3), slot: 0 }]);
+        assert_eq!(steps.reduce, None, "three elements fit the first owner's aligned slice");
+        assert_eq!(steps.unpack, [Unpack { from: 0, slot: Span::new(0, 3), output: 1 << 40 }]);
+    }
+
+    #[test]
+    fn steps_reuse_their_buffers() {
+        let plan = HostPlan::new(HostOp::TwoShot { owners: 8 }, 8, 3, 100_000, 1024, 16).read_own_input();
+        let mut steps = ChunkSteps::default();
+        plan.steps(0, &mut steps);
+        let before = (steps.pack.as_ptr(), steps.unpack.as_ptr());
+        for chunk in 0..plan.chunks() {
+            plan.steps(chunk, &mut steps);
+        }
+        assert_eq!(before, (steps.pack.as_ptr(), steps.unpack.as_ptr()));
     }
 }

@@ -103,3 +103,81 @@ impl Ring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::LinkPlan;
+    use crate::plan::check::{Chance, Element, assert_complete, counts, run_links};
+    use proptest::prelude::*;
+
+    fn allreduce(n: usize, count: usize, align: usize, seed: u64) {
+        let plans: Vec<LinkPlan> = (0..n).map(|me| Ring::allreduce(n, me, count, align).into()).collect();
+        let own = |rank, at| Some(Element::of(rank, at));
+        let (work, sent) = run_links(&plans, count, own, &mut Chance::new(seed));
+        for (index, first) in work[0].iter().enumerate() {
+            assert_complete(first.as_ref().expect("written"), index, n);
+            assert!(work.iter().all(|other| other[index] == *first), "the same order on every rank");
+        }
+        assert_eq!(plans[0].rounds(), if count == 0 { 0 } else { (2 * (n - 1)).max(1) });
+        // Every rank sends all blocks but one in each half; which one is its neighbour's or its own.
+        for (me, sent) in sent.iter().enumerate() {
+            let block = |index: usize| Span::new(0, count).part(index % n, n, align).len;
+            let (partial, last) = if n == 1 { (0, 0) } else { (count - block(me), count - block(me + 1)) };
+            assert_eq!((sent.partial, sent.last), (partial, last), "rank {me} of {n}");
+        }
+        let total: usize = sent.iter().map(|sent| sent.partial + sent.last).sum();
+        assert_eq!(total, 2 * (n - 1) * count);
+    }
+
+    fn reduce_scatter(n: usize, count: usize, seed: u64) {
+        let plans: Vec<LinkPlan> = (0..n).map(|me| Ring::reduce_scatter(n, me, count).into()).collect();
+        let own = |rank, at| Some(Element::of(rank, at));
+        let (work, sent) = run_links(&plans, n * count, own, &mut Chance::new(seed));
+        for (me, work) in work.iter().enumerate() {
+            for (index, element) in work.iter().enumerate().skip(me * count).take(count) {
+                assert_complete(element.as_ref().expect("written"), index, n);
+            }
+            assert_eq!((sent[me].partial, sent[me].last), ((n - 1) * count, 0));
+        }
+        assert_eq!(plans[0].rounds(), if count == 0 { 0 } else { (n - 1).max(1) });
+    }
+
+    fn allgather(n: usize, count: usize, seed: u64) {
+        let plans: Vec<LinkPlan> = (0..n).map(|me| Ring::allgather(n, me, count).into()).collect();
+        let own = |rank, at| (at / count == rank).then(|| Element::of(rank, at));
+        let (work, sent) = run_links(&plans, n * count, own, &mut Chance::new(seed));
+        for (work, sent) in work.iter().zip(sent) {
+            for (index, element) in work.iter().enumerate() {
+                assert_eq!(*element, Some(Element::of(index / count, index)));
+            }
+            assert_eq!((sent.partial, sent.last), (0, (n - 1) * count));
+        }
+        assert_eq!(plans[0].rounds(), if count == 0 { 0 } else { (n - 1).max(1) });
+    }
+
+    #[test]
+    fn every_size() {
+        for n in 1..=17 {
+            for count in counts(n, 20) {
+                allreduce(n, count, 1, (n * 1000 + count) as u64);
+                allreduce(n, count, 4, (n * 2000 + count) as u64);
+            }
+            for count in [0, 1, 2, 5, 7] {
+                reduce_scatter(n, count, (n + count) as u64);
+                allgather(n, count, (n + count) as u64);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_shape(n in 1usize..=17, count in 0usize..150, align in 1usize..17, seed: u64) {
+            allreduce(n, count, align, seed);
+            reduce_scatter(n, count / n, seed);
+            allgather(n, count / n, seed);
+        }
+    }
+}

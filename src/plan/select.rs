@@ -98,8 +98,8 @@ impl Table {
         }
     }
 
-    /// The schedule across hosts when [`Self::pick`] said `TwoLevel` or `OrderedChain` for `bytes` of elements of
-    /// `size` bytes.
+    /// The schedule across hosts when [`Self::pick`] said `TwoLevel` or `OrderedChain` for a tensor of `bytes`, whose
+    /// elements have `size` bytes. One choice holds for the whole operation, however many chunks it has.
     pub(crate) fn cross(&self, algorithm: Algorithm, bytes: usize, size: usize) -> Cross {
         if algorithm == Algorithm::OrderedChain {
             return Cross::Chain { segment: (self.thresholds.chain_segment_bytes / size).max(1) };
@@ -138,6 +138,101 @@ impl Table {
                     .to_owned(),
             ),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(hosts: usize, ranks: usize) -> Layout {
+        Layout { hosts, ranks, contiguous: true }
+    }
+
+    fn table(layout: Layout, deterministic: bool, wanted: Algorithm) -> Result<Table> {
+        Table::new(layout, Thresholds::DEFAULT, deterministic, wanted)
+    }
+
+    fn auto(hosts: usize, ranks: usize) -> Table {
+        table(layout(hosts, ranks), false, Algorithm::Auto).unwrap()
+    }
+
+    #[test]
+    fn one_host_is_one_shot_when_small() {
+        for (ranks, limit) in [(2, 16 << 10), (3, 8 << 10), (4, 4 << 10), (17, 4 << 10)] {
+            for deterministic in [false, true] {
+                let table = table(layout(1, ranks), deterministic, Algorithm::Auto).unwrap();
+                assert_eq!(table.pick(0), Algorithm::OneShot);
+                assert_eq!(table.pick(limit), Algorithm::OneShot);
+                assert_eq!(table.pick(limit + 1), Algorithm::TwoShot);
+                assert_eq!(table.pick(1 << 40), Algorithm::TwoShot);
+            }
+        }
+        assert_eq!(auto(1, 1).pick(1 << 30), Algorithm::OneShot);
+    }
+
+    #[test]
+    fn several_hosts() {
+        assert_eq!(auto(2, 4).pick(100), Algorithm::TwoLevel);
+        assert_eq!(auto(2, 4).cross(Algorithm::TwoLevel, 100, 4), Cross::Ring);
+        assert_eq!(auto(3, 6).cross(Algorithm::TwoLevel, 8 << 10, 4), Cross::Tree);
+        assert_eq!(auto(3, 6).cross(Algorithm::TwoLevel, (8 << 10) + 1, 4), Cross::Ring);
+        assert_eq!(auto(4, 4).pick(100), Algorithm::BinomialTree, "one rank a host");
+        assert_eq!(auto(4, 4).pick(1 << 20), Algorithm::Ring, "one rank a host");
+        let ordered = table(layout(2, 4), true, Algorithm::Auto).unwrap();
+        assert_eq!(ordered.pick(100), Algorithm::OrderedChain);
+        assert_eq!(ordered.cross(Algorithm::OrderedChain, 100, 4), Cross::Chain { segment: 16 << 10 });
+    }
+
+    #[test]
+    fn the_users_word_counts_where_it_can_serve() {
+        for wanted in Algorithm::ALL.into_iter().skip(1) {
+            for hosts in [1, 2] {
+                let Ok(table) = table(layout(hosts, 4), false, wanted) else {
+                    assert!(hosts == 2 && matches!(wanted, Algorithm::OneShot | Algorithm::TwoShot));
+                    continue;
+                };
+                let expected = match wanted {
+                    Algorithm::TwoLevel | Algorithm::OrderedChain if hosts == 1 => Algorithm::TwoShot,
+                    other => other,
+                };
+                assert_eq!((table.pick(0), table.pick(1 << 30)), (expected, expected));
+            }
+        }
+    }
+
+    /// Whatever is picked under `deterministic` keeps the order, on every layout; or it is refused.
+    #[test]
+    fn deterministic_never_gets_an_unordered_algorithm() {
+        for wanted in Algorithm::ALL {
+            for (hosts, ranks) in [(1, 1), (1, 2), (1, 8), (2, 2), (2, 8), (4, 4), (4, 9)] {
+                for contiguous in [true, false] {
+                    let layout = Layout { hosts, ranks, contiguous };
+                    match table(layout, true, wanted) {
+                        Ok(table) => assert!([0, 1 << 12, 1 << 30].into_iter().all(|b| table.pick(b).is_ordered())),
+                        Err(error) => {
+                            let text = error.to_string();
+                            assert!(matches!(error, Error::Config(_)) && text.contains("use") | text.contains("start"));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refusals_say_why_and_what_to_do() {
+        let ring = table(layout(1, 4), true, Algorithm::Ring).unwrap_err();
+        assert!(matches!(ring, Error::Config(_)));
+        assert!(ring.to_string().contains("ring does not sum in rank order"), "{ring}");
+        let two_shot = auto(2, 4).with(Algorithm::TwoShot).unwrap_err();
+        assert!(matches!(two_shot, Error::Argument(_)));
+        assert!(two_shot.to_string().contains("2 hosts"), "{two_shot}");
+        let scattered = Layout { hosts: 2, ranks: 4, contiguous: false };
+        for (deterministic, wanted) in [(true, Algorithm::Auto), (false, Algorithm::OrderedChain)] {
+            let text = table(scattered, deterministic, wanted).unwrap_err().to_string();
+            assert!(text.contains("contiguous") && text.contains("--map-by"), "{text}");
         }
     }
 }

@@ -107,3 +107,64 @@ impl Tree {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::LinkPlan;
+    use crate::plan::check::{Chance, Element, assert_complete, counts, run_links};
+    use proptest::prelude::*;
+
+    fn log2_up(n: usize) -> usize {
+        n.next_power_of_two().trailing_zeros() as usize
+    }
+
+    fn allreduce(n: usize, count: usize, seed: u64) {
+        let plans: Vec<LinkPlan> = (0..n).map(|me| Tree::allreduce(n, me, count).into()).collect();
+        let own = |rank, at| Some(Element::of(rank, at));
+        let (work, sent) = run_links(&plans, count, own, &mut Chance::new(seed));
+        for (index, first) in work[0].iter().enumerate() {
+            assert_complete(first.as_ref().expect("written"), index, n);
+            assert!(work.iter().all(|other| other[index] == *first), "the same order on every rank");
+        }
+        assert_eq!(plans[0].rounds(), if count == 0 { 0 } else { (2 * log2_up(n)).max(1) });
+        assert_eq!(sent.iter().map(|sent| sent.partial).sum::<usize>(), (n - 1) * count);
+        assert_eq!(sent.iter().map(|sent| sent.last).sum::<usize>(), (n - 1) * count);
+    }
+
+    fn broadcast(n: usize, root: usize, count: usize, seed: u64) {
+        let plans: Vec<LinkPlan> = (0..n).map(|me| Tree::broadcast(n, me, root, count).into()).collect();
+        let own = |rank, at| (rank == root).then(|| Element::of(rank, at));
+        let (work, sent) = run_links(&plans, count, own, &mut Chance::new(seed));
+        for work in &work {
+            assert!(work.iter().cloned().eq((0..count).map(|at| Some(Element::of(root, at)))));
+        }
+        assert_eq!(plans[0].rounds(), if count == 0 { 0 } else { log2_up(n).max(1) });
+        assert_eq!(sent.iter().map(|sent| sent.last).sum::<usize>(), (n - 1) * count);
+        assert!(sent.iter().all(|sent| sent.partial == 0 && sent.last <= log2_up(n) * count));
+    }
+
+    #[test]
+    fn every_size_and_root() {
+        for n in 1..=17 {
+            for count in counts(n, 20) {
+                allreduce(n, count, (n * 1000 + count) as u64);
+            }
+            for root in 0..n {
+                for count in [0, 1, 13] {
+                    broadcast(n, root, count, (n * 100 + root) as u64);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_shape(n in 1usize..=40, root: usize, count in 0usize..60, seed: u64) {
+            allreduce(n, count, seed);
+            broadcast(n, root % n, count, seed);
+        }
+    }
+}

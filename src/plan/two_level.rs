@@ -169,3 +169,201 @@ impl TwoLevel {
         place.unwrap_or_else(|| panic!("rank {rank} is on no host of {:?}", self.hosts))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::check::{
+        Chance, Element, Memory, assert_complete, assert_ordered, contributions, run_host, run_links,
+    };
+    use crate::plan::{ChunkSteps, Span};
+    use proptest::prelude::*;
+
+    fn contiguous(sizes: &[usize]) -> Vec<Vec<usize>> {
+        let mut next = 0;
+        let host = |&size: &usize| {
+            next += size;
+            (next - size..next).collect()
+        };
+        sizes.iter().map(host).collect()
+    }
+
+    /// Deals `sizes.iter().sum()` ranks out in turn.
+    fn interleaved(sizes: &[usize]) -> Vec<Vec<usize>> {
+        let mut hosts = vec![Vec::new(); sizes.len()];
+        let mut rank = 0;
+        for turn in 0..sizes.iter().copied().max().unwrap_or(0) {
+            for (host, &size) in hosts.iter_mut().zip(sizes) {
+                if turn < size {
+                    host.push(rank);
+                    rank += 1;
+                }
+            }
+        }
+        hosts
+    }
+
+    /// One allreduce as the engine composes it: pack; owners reduce over slots, exchange, and share; unpack.
+    fn allreduce(hosts: &[Vec<usize>], count: usize, chunk: usize, align: usize, cross: Cross, seed: u64) {
+        let ranks: usize = hosts.iter().map(Vec::len).sum();
+        let levels: Vec<TwoLevel> = (0..ranks).map(|me| TwoLevel::new(hosts.to_vec(), me)).collect();
+        let plans: Vec<HostPlan> = levels.iter().map(|level| level.host_plan(count, chunk, align)).collect();
+        let mut chance = Chance::new(seed);
+        let mut outputs: Vec<Memory> = vec![vec![None; count]; ranks];
+        let mut steps = vec![ChunkSteps::default(); ranks];
+        for index in 0..plans[0].chunks() {
+            for (plan, steps) in plans.iter().zip(&mut steps) {
+                plan.steps(index, steps);
+            }
+            let base = plans[0].span(index).start;
+            // Slots, before and after the owners share.
+            let mut shared: Vec<Memory> = vec![vec![None; chunk]; ranks];
+            for owner in 0..levels[0].owners() {
+                let owners: Vec<usize> = levels[0].hosts().iter().map(|ranks| ranks[owner]).collect();
+                let slot = steps[owners[0]].reduce.map_or(Span::default(), |part| part.slot);
+                let links: Vec<LinkPlan> = owners
+                    .iter()
+                    .map(|&rank| {
+                        assert_eq!(steps[rank].reduce.map_or(Span::default(), |part| part.slot), slot);
+                        levels[rank].cross(cross, slot.len, align).expect("owners own slices")
+                    })
+                    .collect();
+                for (host, &rank) in owners.iter().enumerate() {
+                    assert!(owners.iter().all(|&other| levels[other].peer(host) == rank));
+                }
+                let own = |host: usize, at: usize| {
+                    let ranks = levels[0].hosts()[host].to_vec();
+                    Some(Element { index: at, ranks, done: false })
+                };
+                let (work, _) = run_links(&links, slot.len, own, &mut chance);
+                for (host, &rank) in owners.iter().enumerate() {
+                    for (at, element) in work[host].iter().enumerate() {
+                        let mut element = element.clone().expect("written");
+                        let to = base + slot.start + at;
+                        element.index = to;
+                        shared[rank][slot.start + at] = Some(element.clone());
+                        outputs[rank][to] = Some(element);
+                    }
+                }
+            }
+            for (rank, steps) in steps.iter().enumerate() {
+                let (host, _) = levels[rank].place();
+                for unpack in &steps.unpack {
+                    let from = levels[rank].hosts()[host][unpack.from];
+                    for at in 0..unpack.slot.len {
+                        let to = &mut outputs[rank][unpack.output + at];
+                        assert!(to.is_none(), "written twice");
+                        *to = shared[from][unpack.slot.start + at].clone();
+                    }
+                }
+            }
+        }
+        let ordered = matches!(cross, Cross::Chain { .. }) && levels[0].contiguous();
+        for output in &outputs {
+            for (index, element) in output.iter().enumerate() {
+                let element = element.as_ref().expect("an output element was not written");
+                if ordered {
+                    assert_ordered(element, index, ranks);
+                } else {
+                    assert_complete(element, index, ranks);
+                }
+                assert_eq!(Some(element), outputs[0][index].as_ref(), "the same order on every rank");
+            }
+        }
+    }
+
+    const SHAPES: [&[usize]; 12] = [
+        &[1],
+        &[4],
+        &[1, 1],
+        &[2, 2],
+        &[1, 3],
+        &[3, 1],
+        &[2, 3, 4],
+        &[1, 1, 1],
+        &[4, 4, 4, 4],
+        &[5, 2],
+        &[1, 2, 1, 3, 1],
+        &[8, 9],
+    ];
+
+    #[test]
+    fn every_shape_and_schedule() {
+        for sizes in SHAPES {
+            for count in [0, 1, 7, 19, 20, 21, 53] {
+                for cross in [Cross::Ring, Cross::Tree, Cross::Chain { segment: 3 }] {
+                    allreduce(&contiguous(sizes), count, 20, 2, cross, count as u64);
+                    allreduce(&interleaved(sizes), count, 20, 2, cross, count as u64);
+                }
+            }
+        }
+    }
+
+    /// A broadcast over hosts and then slots reaches everyone, from every root.
+    #[test]
+    fn broadcast_from_every_root() {
+        let count = 23;
+        for sizes in SHAPES {
+            for hosts in [contiguous(sizes), interleaved(sizes)] {
+                let ranks: usize = sizes.iter().sum();
+                let levels: Vec<TwoLevel> = (0..ranks).map(|me| TwoLevel::new(hosts.clone(), me)).collect();
+                for root in 0..ranks {
+                    let mut chance = Chance::new(root as u64);
+                    let relays: Vec<Relay> = levels.iter().map(|level| level.broadcast(root, count)).collect();
+                    let speakers: Vec<usize> =
+                        (0..sizes.len()).map(|host| levels[0].representative(root, host)).collect();
+                    assert!(speakers.contains(&root));
+                    assert_eq!(relays.iter().filter(|relay| relay.link.is_some()).count(), sizes.len());
+                    let links: Vec<LinkPlan> =
+                        speakers.iter().map(|&rank| relays[rank].link.expect("speaks")).collect();
+                    let own = |host: usize, at| (speakers[host] == root).then(|| Element::of(root, at));
+                    let (work, _) = run_links(&links, count, own, &mut chance);
+                    for (host, members) in levels[0].hosts().iter().enumerate() {
+                        let speaker = relays[members[0]].representative;
+                        assert_eq!(members[speaker], speakers[host]);
+                        let op = HostOp::Broadcast { root: speaker };
+                        let n = members.len();
+                        let plans: Vec<HostPlan> = (0..n).map(|me| HostPlan::new(op, n, me, count, 10, 1)).collect();
+                        let mut inputs: Vec<Memory> = members.iter().map(|&rank| contributions(rank, count)).collect();
+                        inputs[speaker].clone_from(&work[host]);
+                        let mut outputs: Vec<Memory> = vec![vec![None; count]; n];
+                        run_host(&plans, 2, 10, &inputs, &mut outputs, &mut chance);
+                        outputs[speaker].clone_from(&work[host]);
+                        let wanted: Memory = (0..count).map(|at| Some(Element::of(root, at))).collect();
+                        assert!(outputs.iter().all(|output| *output == wanted));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn layout_is_put_in_order() {
+        let level = TwoLevel::new([vec![3, 1], vec![2, 0, 4]], 4);
+        assert_eq!(level.hosts(), [Box::from([0, 2, 4]), Box::from([1, 3])]);
+        assert_eq!((level.place(), level.owners(), level.contiguous()), ((0, 2), 2, false));
+        assert!(level.cross(Cross::Ring, 10, 1).is_none(), "the third member of a host owns nothing here");
+        assert!(TwoLevel::new([vec![2, 3], vec![0, 1]], 0).contiguous());
+    }
+
+    #[test]
+    #[should_panic(expected = "no partition")]
+    fn a_rank_on_two_hosts_is_refused() {
+        let _ = TwoLevel::new([vec![0, 1], vec![1, 2]], 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn any_shape(
+            sizes in proptest::collection::vec(1usize..5, 1..6), count in 0usize..80, chunk in 1usize..40,
+            align in 1usize..9, segment in 1usize..9, seed: u64,
+        ) {
+            for cross in [Cross::Ring, Cross::Tree, Cross::Chain { segment }] {
+                allreduce(&contiguous(&sizes), count, chunk, align, cross, seed);
+                allreduce(&interleaved(&sizes), count, chunk, align, cross, seed);
+            }
+        }
+    }
+}

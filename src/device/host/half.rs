@@ -32,7 +32,7 @@ pub(super) fn f32_to_f16(value: f32) -> u16 {
     let subnormal = (f32::from_bits(rest) + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
     let quiet = 0x7e00 | ((rest >> 13) & 0x03ff);
     let finite = if rest < 0x3880_0000 { subnormal } else { normal };
-    (sign | if rest > 0x7f80_0000 { quiet } else { finite }) as u16
+    (sign | if value.is_nan() { quiet } else { finite }) as u16
 }
 
 /// bf16 bits to f32: exact.
@@ -47,7 +47,7 @@ pub(super) fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff).wrapping_add((bits >> 16) & 1) >> 16;
     let quiet = (bits >> 16) | 0x0040;
-    (if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded }) as u16
+    (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
 #[cfg(test)]

@@ -115,9 +115,9 @@ unsafe fn body<L: Lane, O: Op, const G: usize, const F16C: bool>(
     outputs: &[Sink],
     finish: Finish,
 ) {
+    let whole = count - count % G;
     // SAFETY: `whole` and the rest together are `count` elements, which the caller promised.
     unsafe {
-        let whole = count - count % G;
         match (inputs, outputs) {
             // Two and four members, and one output: the pointers stay in registers.
             ([Source::Elements(a), Source::Elements(b)], [Sink::Elements(out)]) => {
@@ -134,8 +134,13 @@ unsafe fn body<L: Lane, O: Op, const G: usize, const F16C: bool>(
                         fold::<L::Value, O, G>(&mut sum, load::<L, G, F16C>(input, at));
                     }
                     complete(&mut sum, finish);
+                    // Rounded once, however many outputs there are.
+                    let elements = L::narrow::<G, F16C>(sum);
                     for &output in outputs {
-                        store::<L, G, F16C>(output, at, sum);
+                        match output {
+                            Sink::Elements(to) => write(to, at, elements),
+                            Sink::Partial(to) => write(to, at, sum),
+                        }
                     }
                 }
             }
@@ -160,12 +165,12 @@ unsafe fn groups<L: Lane, O: Op, const G: usize, const F16C: bool, const N: usiz
     for at in (0..whole).step_by(G) {
         // SAFETY: `at + G <= whole`, which the caller promised.
         unsafe {
-            let mut sum = L::load::<G, F16C>(inputs[0].cast::<L>().add(at));
-            for input in &inputs[1..] {
-                fold::<L::Value, O, G>(&mut sum, L::load::<G, F16C>(input.cast::<L>().add(at)));
+            let mut sum = L::widen::<G, F16C>(read(inputs[0], at));
+            for &input in &inputs[1..] {
+                fold::<L::Value, O, G>(&mut sum, L::widen::<G, F16C>(read(input, at)));
             }
             complete(&mut sum, finish);
-            L::store::<G, F16C>(output.cast::<L>().add(at), sum);
+            write(output, at, L::narrow::<G, F16C>(sum));
         }
     }
 }
@@ -184,46 +189,20 @@ unsafe fn rest<L: Lane, O: Op, const G: usize, const F16C: bool>(
 ) {
     // SAFETY: only `len < G` elements from `at` on are read and written; the stages hold G.
     unsafe {
-        let mut sum = load_some::<L, G, F16C>(inputs[0], at, len);
+        let load = |input| match input {
+            Source::Elements(from) => L::widen::<G, F16C>(read_some(from, at, len)),
+            Source::Partial(from) => read_some(from, at, len),
+        };
+        let mut sum = load(inputs[0]);
         for &input in &inputs[1..] {
-            fold::<L::Value, O, G>(&mut sum, load_some::<L, G, F16C>(input, at, len));
+            fold::<L::Value, O, G>(&mut sum, load(input));
         }
         complete(&mut sum, finish);
+        let elements = L::narrow::<G, F16C>(sum);
         for &output in outputs {
             match output {
-                Sink::Elements(to) => {
-                    let mut stage = [L::default(); G];
-                    L::store::<G, F16C>(stage.as_mut_ptr(), sum);
-                    let to = to.cast::<L>().add(at).cast::<u8>();
-                    std::ptr::copy_nonoverlapping(stage.as_ptr().cast(), to, len * size_of::<L>());
-                }
-                Sink::Partial(to) => {
-                    let to = to.cast::<L::Value>().add(at).cast::<u8>();
-                    std::ptr::copy_nonoverlapping(sum.as_ptr().cast(), to, len * size_of::<L::Value>());
-                }
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As [`rest`].
-#[inline(always)]
-unsafe fn load_some<L: Lane, const G: usize, const F16C: bool>(source: Source, at: usize, len: usize) -> [L::Value; G] {
-    // SAFETY: `len <= G` elements are read into stages of G.
-    unsafe {
-        match source {
-            Source::Elements(from) => {
-                let mut stage = [L::default(); G];
-                let from = from.cast::<L>().add(at).cast::<u8>();
-                std::ptr::copy_nonoverlapping(from, stage.as_mut_ptr().cast(), len * size_of::<L>());
-                L::load::<G, F16C>(stage.as_ptr())
-            }
-            Source::Partial(from) => {
-                let mut stage = [L::Value::default(); G];
-                let from = from.cast::<L::Value>().add(at).cast::<u8>();
-                std::ptr::copy_nonoverlapping(from, stage.as_mut_ptr().cast(), len * size_of::<L::Value>());
-                stage
+                Sink::Elements(to) => write_some(to, at, len, elements),
+                Sink::Partial(to) => write_some(to, at, len, sum),
             }
         }
     }
@@ -233,25 +212,52 @@ unsafe fn load_some<L: Lane, const G: usize, const F16C: bool>(source: Source, a
 /// `G` elements or accumulators from `at` on are readable; `F16C` only where the processor has it.
 #[inline(always)]
 unsafe fn load<L: Lane, const G: usize, const F16C: bool>(source: Source, at: usize) -> [L::Value; G] {
-    // SAFETY: the caller's promise; any bits are a value.
+    // SAFETY: the caller's promise.
     unsafe {
         match source {
-            Source::Elements(from) => L::load::<G, F16C>(from.cast::<L>().add(at)),
-            Source::Partial(from) => from.cast::<L::Value>().add(at).cast::<[L::Value; G]>().read_unaligned(),
+            Source::Elements(from) => L::widen::<G, F16C>(read(from, at)),
+            Source::Partial(from) => read(from, at),
         }
     }
 }
 
 /// # Safety
-/// `G` elements or accumulators from `at` on are writable; `F16C` only where the processor has it.
+/// `from` is readable for `at + G` values of `T`, any bits of which are a value.
 #[inline(always)]
-unsafe fn store<L: Lane, const G: usize, const F16C: bool>(sink: Sink, at: usize, values: [L::Value; G]) {
+unsafe fn read<T: Copy, const G: usize>(from: *const u8, at: usize) -> [T; G] {
     // SAFETY: the caller's promise.
+    unsafe { from.cast::<T>().add(at).cast::<[T; G]>().read_unaligned() }
+}
+
+/// # Safety
+/// `to` is writable for `at + G` values of `T`.
+#[inline(always)]
+unsafe fn write<T: Copy, const G: usize>(to: *mut u8, at: usize, values: [T; G]) {
+    // SAFETY: the caller's promise.
+    unsafe { to.cast::<T>().add(at).cast::<[T; G]>().write_unaligned(values) }
+}
+
+/// # Safety
+/// `from` is readable for `at + len` values of `T`, any bits of which are a value, and `len <= G`.
+#[inline(always)]
+unsafe fn read_some<T: Copy + Default, const G: usize>(from: *const u8, at: usize, len: usize) -> [T; G] {
+    let mut stage = [T::default(); G];
+    // SAFETY: the caller's promise; bytes have no alignment, and the stage is ours.
     unsafe {
-        match sink {
-            Sink::Elements(to) => L::store::<G, F16C>(to.cast::<L>().add(at), values),
-            Sink::Partial(to) => to.cast::<L::Value>().add(at).cast::<[L::Value; G]>().write_unaligned(values),
-        }
+        let from = from.cast::<T>().add(at).cast::<u8>();
+        std::ptr::copy_nonoverlapping(from, stage.as_mut_ptr().cast(), len * size_of::<T>());
+    }
+    stage
+}
+
+/// # Safety
+/// `to` is writable for `at + len` values of `T`, and `len <= G`.
+#[inline(always)]
+unsafe fn write_some<T: Copy, const G: usize>(to: *mut u8, at: usize, len: usize, values: [T; G]) {
+    // SAFETY: the caller's promise; bytes have no alignment, and the values are ours.
+    unsafe {
+        let to = to.cast::<T>().add(at).cast::<u8>();
+        std::ptr::copy_nonoverlapping(values.as_ptr().cast(), to, len * size_of::<T>());
     }
 }
 

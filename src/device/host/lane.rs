@@ -33,8 +33,22 @@ macro_rules! op {
 
 op! { Sum => add, Product => multiply, Min => least, Max => most }
 
+/// Orders like the value, with -0 below +0: negative values have their lower bits turned round. NaN apart.
+#[inline(always)]
+fn key32(value: f32) -> i32 {
+    let bits = value.to_bits() as i32;
+    bits ^ (((bits >> 31) as u32) >> 1) as i32
+}
+
+/// See [`key32`].
+#[inline(always)]
+fn key64(value: f64) -> i64 {
+    let bits = value.to_bits() as i64;
+    bits ^ (((bits >> 63) as u64) >> 1) as i64
+}
+
 macro_rules! float_value {
-    ($($float:ty),*) => {$(
+    ($($float:ty: $key:ident),*) => {$(
         impl Value for $float {
             #[inline(always)]
             fn add(self, other: Self) -> Self {
@@ -48,19 +62,14 @@ macro_rules! float_value {
 
             #[inline(always)]
             fn least(self, other: Self) -> Self {
-                // Equal operands have equal bits, but for the two zeros: there the sign bit wins.
-                let equal = Self::from_bits(self.to_bits() | other.to_bits());
-                let ordered = if self < other { self } else { other };
-                let comparable = if self == other { equal } else { ordered };
-                if self.is_nan() | other.is_nan() { self + other } else { comparable }
+                let ordered = if $key(self) < $key(other) { self } else { other };
+                if self.is_nan() | other.is_nan() { self + other } else { ordered }
             }
 
             #[inline(always)]
             fn most(self, other: Self) -> Self {
-                let equal = Self::from_bits(self.to_bits() & other.to_bits());
-                let ordered = if self > other { self } else { other };
-                let comparable = if self == other { equal } else { ordered };
-                if self.is_nan() | other.is_nan() { self + other } else { comparable }
+                let ordered = if $key(self) > $key(other) { self } else { other };
+                if self.is_nan() | other.is_nan() { self + other } else { ordered }
             }
 
             #[inline(always)]
@@ -76,7 +85,7 @@ macro_rules! float_value {
     )*};
 }
 
-float_value!(f32, f64);
+float_value!(f32: key32, f64: key64);
 
 macro_rules! integer_value {
     ($($integer:ty: |$value:ident, $by:ident| $divide:expr),* $(,)?) => {$(
@@ -124,21 +133,17 @@ integer_value! {
     u64: |value, by| value / by,
 }
 
-/// An element type.
+/// An element type: how a group of elements becomes accumulators, and back.
+///
+/// `F16C` says that the caller runs with that instruction set enabled; it is true only where the processor has it.
 pub(super) trait Lane: Copy + Default + 'static {
     type Value: Value;
 
-    /// Reads `G` elements. `F16C` says that the caller runs with that instruction set enabled.
-    ///
-    /// # Safety
-    /// `at` is readable for `G` elements; `F16C` only where the processor has it.
-    unsafe fn load<const G: usize, const F16C: bool>(at: *const Self) -> [Self::Value; G];
+    /// Exact.
+    fn widen<const G: usize, const F16C: bool>(elements: [Self; G]) -> [Self::Value; G];
 
-    /// Writes `G` elements, rounding once.
-    ///
-    /// # Safety
-    /// `at` is writable for `G` elements; `F16C` only where the processor has it.
-    unsafe fn store<const G: usize, const F16C: bool>(at: *mut Self, values: [Self::Value; G]);
+    /// Rounded once, to nearest even.
+    fn narrow<const G: usize, const F16C: bool>(values: [Self::Value; G]) -> [Self; G];
 }
 
 macro_rules! plain_lane {
@@ -147,21 +152,29 @@ macro_rules! plain_lane {
             type Value = Self;
 
             #[inline(always)]
-            unsafe fn load<const G: usize, const F16C: bool>(at: *const Self) -> [Self; G] {
-                // SAFETY: the caller's promise; any bits are a value.
-                unsafe { at.cast::<[Self; G]>().read_unaligned() }
+            fn widen<const G: usize, const F16C: bool>(elements: [Self; G]) -> [Self; G] {
+                elements
             }
 
             #[inline(always)]
-            unsafe fn store<const G: usize, const F16C: bool>(at: *mut Self, values: [Self; G]) {
-                // SAFETY: the caller's promise.
-                unsafe { at.cast::<[Self; G]>().write_unaligned(values) }
+            fn narrow<const G: usize, const F16C: bool>(values: [Self; G]) -> [Self; G] {
+                values
             }
         }
     )*};
 }
 
 plain_lane!(f32, f64, i32, i64, u8, u64);
+
+/// `array::map` as a plain loop: at these lengths the compiler turns only the loop into vector code.
+#[inline(always)]
+fn each<A: Copy, B: Copy + Default, const G: usize>(from: [A; G], convert: impl Fn(A) -> B) -> [B; G] {
+    let mut to = [B::default(); G];
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = convert(from);
+    }
+    to
+}
 
 /// bfloat16, as bits.
 #[derive(Clone, Copy, Default)]
@@ -172,16 +185,13 @@ impl Lane for Bf16 {
     type Value = f32;
 
     #[inline(always)]
-    unsafe fn load<const G: usize, const F16C: bool>(at: *const Self) -> [f32; G] {
-        // SAFETY: the caller's promise; Self is a u16.
-        let halves = unsafe { at.cast::<[u16; G]>().read_unaligned() };
-        halves.map(bf16_to_f32)
+    fn widen<const G: usize, const F16C: bool>(elements: [Self; G]) -> [f32; G] {
+        each(elements, |element| bf16_to_f32(element.0))
     }
 
     #[inline(always)]
-    unsafe fn store<const G: usize, const F16C: bool>(at: *mut Self, values: [f32; G]) {
-        // SAFETY: the caller's promise; Self is a u16.
-        unsafe { at.cast::<[u16; G]>().write_unaligned(values.map(f32_to_bf16)) }
+    fn narrow<const G: usize, const F16C: bool>(values: [f32; G]) -> [Self; G] {
+        each(values, |value| Self(f32_to_bf16(value)))
     }
 }
 
@@ -194,40 +204,39 @@ impl Lane for F16 {
     type Value = f32;
 
     #[inline(always)]
-    unsafe fn load<const G: usize, const F16C: bool>(at: *const Self) -> [f32; G] {
+    fn widen<const G: usize, const F16C: bool>(elements: [Self; G]) -> [f32; G] {
         #[cfg(target_arch = "x86_64")]
         if F16C && G.is_multiple_of(8) {
             use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
             let mut values = [0.0; G];
-            for eight in 0..G / 8 {
-                // SAFETY: eight elements at a time within G, and the processor has F16C, by the caller's promise.
+            for at in (0..G).step_by(8) {
+                // SAFETY: eight elements at a time within both arrays of G; the processor has F16C, as the flag says.
                 unsafe {
-                    let halves = _mm_loadu_si128(at.add(8 * eight).cast());
-                    _mm256_storeu_ps(values.as_mut_ptr().add(8 * eight), _mm256_cvtph_ps(halves));
+                    let halves = _mm_loadu_si128(elements.as_ptr().add(at).cast());
+                    _mm256_storeu_ps(values.as_mut_ptr().add(at), _mm256_cvtph_ps(halves));
                 }
             }
             return values;
         }
-        // SAFETY: the caller's promise; Self is a u16.
-        let halves = unsafe { at.cast::<[u16; G]>().read_unaligned() };
-        halves.map(f16_to_f32)
+        each(elements, |element| f16_to_f32(element.0))
     }
 
     #[inline(always)]
-    unsafe fn store<const G: usize, const F16C: bool>(at: *mut Self, values: [f32; G]) {
+    fn narrow<const G: usize, const F16C: bool>(values: [f32; G]) -> [Self; G] {
         #[cfg(target_arch = "x86_64")]
         if F16C && G.is_multiple_of(8) {
             use std::arch::x86_64::{_MM_FROUND_TO_NEAREST_INT, _mm_storeu_si128, _mm256_cvtps_ph, _mm256_loadu_ps};
-            for eight in 0..G / 8 {
-                // SAFETY: eight elements at a time within G, and the processor has F16C, by the caller's promise.
+            let mut elements = [Self::default(); G];
+            for at in (0..G).step_by(8) {
+                // SAFETY: eight elements at a time within both arrays of G; the processor has F16C, as the flag says.
                 unsafe {
-                    let wide = _mm256_loadu_ps(values.as_ptr().add(8 * eight));
-                    _mm_storeu_si128(at.add(8 * eight).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(wide));
+                    let wide = _mm256_loadu_ps(values.as_ptr().add(at));
+                    let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(wide);
+                    _mm_storeu_si128(elements.as_mut_ptr().add(at).cast(), halves);
                 }
             }
-            return;
+            return elements;
         }
-        // SAFETY: the caller's promise; Self is a u16.
-        unsafe { at.cast::<[u16; G]>().write_unaligned(values.map(f32_to_f16)) }
+        each(values, |value| Self(f32_to_f16(value)))
     }
 }

@@ -315,3 +315,277 @@ impl Arena {
         Log::new(&self.inner.memory, &self.negotiation().log, self.inner.me)
     }
 }
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use super::super::log::Install;
+    use super::*;
+
+    const PARAMS: ArenaParams =
+        ArenaParams { members: 3, slot_bytes: 5000, slots: 2, mail_bytes: 1, negotiated: true };
+
+    fn arenas(params: &ArenaParams) -> Vec<Arena> {
+        let memory = Memory::anonymous(Arena::bytes(params)).expect("memory");
+        (0..params.members).map(|me| Arena::new(&memory, params, me).expect("an arena")).collect()
+    }
+
+    fn print(seq: u32) -> Fingerprint {
+        Fingerprint::new(seq, 1, 2, 3, 4, 1 << 40, 5)
+    }
+
+    #[test]
+    fn everything_has_its_place() {
+        let arenas = arenas(&PARAMS);
+        let [a, b, _] = &arenas[..] else { panic!("three members") };
+        assert_eq!((b.me(), b.members(), b.slots(), b.slot_bytes()), (1, 3, 2, 8192));
+        a.populate().expect("populated");
+
+        // A pattern in every part, then all of them are found unharmed.
+        for arena in &arenas {
+            let me = arena.me() as u64;
+            for slot in 0..2 {
+                let byte = (me * 2 + slot) as u8 + 1;
+                // SAFETY: one thread.
+                unsafe { arena.slot(arena.me(), slot as usize).write(0, &[byte; 8192]) };
+            }
+            arena.publish(print(1), &[me; PAYLOAD]);
+            arena.set_packed(me + 1);
+            arena.set_reduced(me + 2);
+            arena.set_done(me + 3);
+            arena.ready_words().set(63, me);
+            assert!(arena.request_writer().try_write(&[me as u8; 100]));
+            for to in (0..3).filter(|to| *to != arena.me()) {
+                assert!(arena.sender(to).try_send(&vec![me as u8; arena.mail_piece()]));
+            }
+        }
+        let mut log = b.log();
+        assert_eq!(log.install(0, &vec![7; log.entry_max()]), Install::Installed);
+        let header = Stamp { job: 1, epoch: 2, set: 3 };
+        a.stamp(&header);
+
+        for arena in &arenas {
+            arena.verify(&header).expect("the same");
+            for from in 0..3 {
+                assert_eq!(arena.announced(from, 1), Some(print(1)));
+                assert_eq!(arena.payload(from, 1), [from as u64; PAYLOAD]);
+                let counts = (arena.packed(from), arena.reduced(from), arena.done(from));
+                assert_eq!(counts, (from as u64 + 1, from as u64 + 2, from as u64 + 3));
+                assert_eq!(arena.ready_words().word(from, 63), from as u64);
+                for slot in 0..2 {
+                    let whole = [(from * 2 + slot) as u8 + 1; 8192];
+                    // SAFETY: one thread.
+                    unsafe { arena.slot(from, slot).read(0, 8192, |bytes| assert_eq!(bytes, whole)) };
+                    assert!(arena.slot_ptr(from, slot).addr().is_multiple_of(4096));
+                }
+                if from != arena.me() {
+                    assert!(
+                        arena
+                            .receiver(from)
+                            .try_recv(|bytes| assert!(bytes.iter().all(|b| *b == from as u8)))
+                    );
+                    assert!(
+                        arena.request_reader(from).try_read(|bytes| assert_eq!(bytes, [from as u8; 100]))
+                    );
+                }
+            }
+            let mut entry = Vec::new();
+            assert!(arena.log().read(0, &mut entry));
+            assert!(entry.iter().all(|byte| *byte == 7));
+        }
+    }
+
+    #[test]
+    fn too_little_memory_and_other_parameters_are_errors() {
+        let memory = Memory::anonymous(Arena::bytes(&PARAMS)).expect("memory");
+        let more = ArenaParams { slots: 3, ..PARAMS };
+        assert!(Arena::new(&memory, &more, 0).is_err());
+        let stamp = Stamp { job: 1, epoch: 2, set: 3 };
+        Arena::new(&memory, &PARAMS, 0).expect("an arena").stamp(&stamp);
+        let fewer = ArenaParams { slots: 1, ..PARAMS };
+        assert!(Arena::new(&memory, &fewer, 1).expect("an arena").verify(&stamp).is_err());
+    }
+
+    #[test]
+    fn an_arena_may_have_little() {
+        let params = ArenaParams { members: 1, slot_bytes: 0, slots: 0, mail_bytes: 0, negotiated: false };
+        let arenas = arenas(&params);
+        arenas[0].publish(print(0), &[]);
+        assert_eq!(arenas[0].announced(0, 0), Some(print(0)));
+        arenas[0].populate().expect("nothing to populate");
+    }
+
+    #[test]
+    fn fingerprints_hold_their_fields() {
+        let print = Fingerprint::new(u32::MAX, 1, 2, 3, 4, (1 << 48) - 1, u16::MAX);
+        assert_eq!((print.seq(), print.kind(), print.dtype(), print.op()), (u32::MAX, 1, 2, 3));
+        assert_eq!((print.flags(), print.count(), print.root()), (4, (1 << 48) - 1, u16::MAX));
+        assert!(std::panic::catch_unwind(|| Fingerprint::new(0, 0, 0, 0, 0, 0, 0)).is_err());
+        assert!(std::panic::catch_unwind(|| Fingerprint::new(0, 1, 0, 0, 0, 1 << 48, 0)).is_err());
+    }
+
+    #[test]
+    fn a_line_that_was_never_written_matches_no_number() {
+        let arenas = arenas(&PARAMS);
+        assert_eq!(arenas[0].announced(1, 0), None);
+        arenas[1].publish(print(u32::MAX - 1), &[]);
+        assert_eq!(arenas[0].announced(1, 0), None);
+        arenas[1].publish(print(0), &[]);
+        assert_eq!(arenas[0].announced(1, 0), Some(print(0)));
+    }
+
+    #[test]
+    fn a_slot_is_free_once_all_are_done_with_it() {
+        let arenas = arenas(&PARAMS);
+        assert_eq!(
+            (arenas[0].free_slot(0), arenas[0].free_slot(1), arenas[0].free_slot(2)),
+            (Some(0), Some(1), None)
+        );
+        arenas[0].set_done(1);
+        arenas[1].set_done(2);
+        assert_eq!(arenas[0].free_slot(2), None);
+        arenas[2].set_done(1);
+        assert_eq!((arenas[0].free_slot(2), arenas[0].free_slot(3)), (Some(0), None));
+    }
+
+    fn until(ready: impl Fn() -> bool) {
+        while !ready() {
+            std::thread::yield_now();
+        }
+    }
+
+    /// "announcement reuse": members at most one operation apart never miss or mix a line.
+    #[test]
+    fn announcements_are_read_whole() {
+        let arenas = arenas(&PARAMS);
+        std::thread::scope(|scope| {
+            for arena in &arenas {
+                scope.spawn(move || {
+                    for seq in (u32::MAX - 500..=u32::MAX).chain(0..1500) {
+                        arena.publish(print(seq), &[u64::from(seq) << 8 | arena.me() as u64; PAYLOAD]);
+                        for from in 0..3 {
+                            until(|| arena.announced(from, seq).is_some());
+                            assert_eq!(arena.announced(from, seq), Some(print(seq)));
+                            assert_eq!(
+                                arena.payload(from, seq),
+                                [u64::from(seq) << 8 | from as u64; PAYLOAD]
+                            );
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    /// "slot reuse": a two-shot sum of many chunks through two slots, each member reducing a part.
+    #[test]
+    fn chunks_go_through_slots_whole() {
+        const CHUNKS: u64 = 1000;
+        const PART: usize = 16;
+        let arenas = arenas(&PARAMS);
+        std::thread::scope(|scope| {
+            for arena in &arenas {
+                scope.spawn(move || {
+                    let me = arena.me();
+                    for chunk in 0..CHUNKS {
+                        until(|| arena.free_slot(chunk).is_some());
+                        let slot = arena.free_slot(chunk).expect("it stays free");
+                        let value = |member: usize| (chunk as u8).wrapping_mul(3).wrapping_add(member as u8);
+                        // SAFETY: the slot is free: nobody reads it.
+                        unsafe { arena.slot(me, slot).write(0, &[value(me); 3 * PART]) };
+                        arena.set_packed(chunk + 1);
+                        until(|| arena.all_packed(chunk + 1));
+                        let mut sum = [0_u8; PART];
+                        for from in 0..3 {
+                            // SAFETY: packed, and only this member writes this part before all have reduced.
+                            unsafe {
+                                arena.slot(from, slot).read(me * PART, PART, |part| {
+                                    sum.iter_mut()
+                                        .zip(part)
+                                        .for_each(|(sum, byte)| *sum = sum.wrapping_add(*byte));
+                                });
+                            }
+                        }
+                        // SAFETY: the others read this part of this slot only once it is reduced.
+                        unsafe { arena.slot(me, slot).write(me * PART, &sum) };
+                        arena.set_reduced(chunk + 1);
+                        until(|| arena.all_reduced(chunk + 1));
+                        let wanted = [value(0).wrapping_add(value(1)).wrapping_add(value(2)); PART];
+                        for from in 0..3 {
+                            // SAFETY: reduced, and not written again before this member is done.
+                            unsafe {
+                                arena
+                                    .slot(from, slot)
+                                    .read(from * PART, PART, |part| assert_eq!(part, wanted));
+                            }
+                        }
+                        arena.set_done(chunk + 1);
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[cfg(all(test, kolo_loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    fn two_members(slots: usize, bound: usize, member: fn(Arena)) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(bound);
+        model.check(move || {
+            let params = ArenaParams { members: 2, slot_bytes: 16, slots, mail_bytes: 0, negotiated: false };
+            let memory = Memory::anonymous(Arena::bytes(&params)).expect("memory");
+            let other = Arena::new(&memory, &params, 1).expect("an arena");
+            let other = thread::spawn(move || member(other));
+            member(Arena::new(&memory, &params, 0).expect("an arena"));
+            other.join().expect("the other member ends");
+        });
+    }
+
+    fn until(ready: impl Fn() -> bool) {
+        while !ready() {
+            thread::yield_now();
+        }
+    }
+
+    /// "announcement reuse": the third operation overwrites the line of the first.
+    #[test]
+    fn loom_announcements_are_read_whole() {
+        two_members(0, 3, |arena| {
+            let peer = 1 - arena.me();
+            for seq in 1..=3 {
+                let print = |me: usize| Fingerprint::new(seq, 1, me as u8, 0, 0, u64::from(seq), 0);
+                arena.publish(print(arena.me()), &[u64::from(seq)]);
+                until(|| arena.announced(peer, seq).is_some());
+                assert_eq!(arena.announced(peer, seq), Some(print(peer)));
+                assert_eq!(arena.payload(peer, seq)[0], u64::from(seq));
+            }
+        });
+    }
+
+    /// "slot reuse": two chunks through one slot, each member reducing a part.
+    #[test]
+    fn loom_slots_are_handed_over() {
+        two_members(1, 3, |arena| {
+            let (me, peer) = (arena.me(), 1 - arena.me());
+            for chunk in 0..2 {
+                until(|| arena.free_slot(chunk).is_some());
+                // SAFETY: loom checks what each comment in the stress test above claims.
+                unsafe {
+                    arena.slot(me, 0).write(0, &[chunk as u8 + 1; 16]);
+                    arena.set_packed(chunk + 1);
+                    until(|| arena.packed(peer) > chunk);
+                    let sum = arena.slot(peer, 0).read(me * 8, 8, |part| part[0]) + chunk as u8 + 1;
+                    arena.slot(me, 0).write(me * 8, &[sum; 8]);
+                    arena.set_reduced(chunk + 1);
+                    until(|| arena.reduced(peer) > chunk);
+                    arena.slot(peer, 0).read(peer * 8, 8, |part| assert_eq!(part, [sum; 8]));
+                }
+                arena.set_done(chunk + 1);
+            }
+        });
+    }
+}

@@ -211,18 +211,19 @@ mod loom_tests {
             let place = BellsPlace::new(&mut cursor, 2);
             let memory = Memory::anonymous(cursor.end() + 4096).expect("memory");
             let at = cursor.end();
+            // Everything is made before it is shared, as memory is zeroed before it is.
+            let published = memory.lines::<AtomicU32>(at, 2);
+            let bells = Bells::new(&memory, place, 2, 1);
             let ringing: Vec<_> = (0..ringers)
                 .map(|ringer| {
-                    let memory = memory.clone();
+                    let published = published.clone();
+                    let bells = Bells::new(&memory, place, 2, 0);
                     thread::spawn(move || {
-                        let published = memory.lines::<AtomicU32>(at, 2);
                         published[ringer].store(1, Ordering::Release);
-                        Bells::new(&memory, place, 2, 0).ring(1);
+                        bells.ring(1);
                     })
                 })
                 .collect();
-            let published = memory.lines::<AtomicU32>(at, 2);
-            let bells = Bells::new(&memory, place, 2, 1);
             let ready = || (0..ringers).all(|ringer| published[ringer].load(Ordering::Acquire) == 1);
             while !ready() {
                 bells.sleep(1, None, ready);

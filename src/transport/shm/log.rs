@@ -250,3 +250,226 @@ impl Log {
         self.executed[member].count.load(Ordering::Acquire)
     }
 }
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use super::*;
+
+    fn logs(members: usize, shape: Shape) -> Vec<Log> {
+        let mut cursor = Cursor::default();
+        let place = LogPlace::new(&mut cursor, members, shape);
+        let memory = Memory::anonymous(cursor.end()).expect("memory");
+        (0..members).map(|me| Log::new(&memory, &place, me)).collect()
+    }
+
+    fn entry(log: &Log, index: u64) -> Option<Vec<u8>> {
+        let mut entry = vec![1, 2, 3];
+        assert_eq!(log.installed(index), log.read(index, &mut entry));
+        log.installed(index).then_some(entry)
+    }
+
+    #[test]
+    fn cells_pack() {
+        for cell in [
+            Cell { index: 0, proposer: 0, buffer: 0 },
+            Cell { index: (1 << 48) - 2, proposer: 1023, buffer: 63 },
+            Cell { index: 77, proposer: 5, buffer: 7 },
+        ] {
+            assert_eq!(Cell::unpack(cell.pack()), Some(cell));
+        }
+        assert_eq!(Cell::unpack(0), None);
+    }
+
+    #[test]
+    fn one_proposal_an_index_wins() {
+        let mut logs = logs(2, Shape { cells: 4, buffers: 2, entry: 16 });
+        assert_eq!(entry(&logs[0], 0), None);
+        assert_eq!(logs[0].install(0, b"first"), Install::Installed);
+        assert_eq!(logs[1].install(0, b"second"), Install::Lost);
+        assert_eq!(logs[0].install(0, b"again"), Install::Lost);
+        for log in &logs {
+            assert_eq!(entry(log, 0).as_deref(), Some(&b"first"[..]));
+            assert_eq!(entry(log, 1), None);
+        }
+        assert_eq!(logs[1].install(1, b""), Install::Installed);
+        assert_eq!(entry(&logs[0], 1).as_deref(), Some(&b""[..]));
+        assert_eq!(logs[0].entry_max(), 16);
+    }
+
+    #[test]
+    fn buffers_wait_for_the_slowest_member() {
+        let mut logs = logs(2, Shape { cells: 8, buffers: 2, entry: 16 });
+        assert_eq!(logs[0].install(0, b"a"), Install::Installed);
+        assert_eq!(logs[0].install(1, b"b"), Install::Installed);
+        assert_eq!(logs[0].install(2, b"c"), Install::NoBuffer);
+        // Another member's buffers are its own.
+        assert_eq!(logs[1].install(2, b"d"), Install::Installed);
+        logs[0].set_executed(1);
+        assert_eq!(logs[0].install(3, b"c"), Install::NoBuffer);
+        logs[1].set_executed(0);
+        assert_eq!(logs[0].install(3, b"e"), Install::Installed);
+        assert_eq!(logs[0].install(4, b"f"), Install::NoBuffer);
+        assert_eq!((logs[0].executed(0), logs[0].executed(1)), (2, 1));
+        let rest: Vec<_> = (1..4).map(|index| entry(&logs[1], index).expect("installed")).collect();
+        assert_eq!(rest, [b"b", b"d", b"e"]);
+    }
+
+    #[test]
+    fn a_lap_waits_for_the_slowest_member() {
+        let mut logs = logs(2, Shape { cells: 2, buffers: 8, entry: 16 });
+        assert_eq!(logs[0].install(0, b"a"), Install::Installed);
+        assert_eq!(logs[0].install(1, b"b"), Install::Installed);
+        logs[0].set_executed(1);
+        assert_eq!(logs[0].install(2, b"c"), Install::NoBuffer);
+        assert_eq!(entry(&logs[0], 2), None, "an entry of the lap before is none");
+        assert_eq!(entry(&logs[1], 0).as_deref(), Some(&b"a"[..]));
+        logs[1].set_executed(0);
+        assert_eq!(logs[0].install(2, b"c"), Install::Installed);
+        assert_eq!(logs[1].install(0, b"late"), Install::Lost);
+        assert_eq!(entry(&logs[1], 1).as_deref(), Some(&b"b"[..]));
+        assert_eq!(entry(&logs[1], 2).as_deref(), Some(&b"c"[..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "executed")]
+    fn an_executed_entry_is_not_read_again() {
+        let mut logs = logs(1, Shape::default());
+        assert_eq!(logs[0].install(0, &[1; ENTRY]), Install::Installed);
+        logs[0].set_executed(0);
+        logs[0].read(0, &mut Vec::new());
+    }
+
+    #[test]
+    #[should_panic(expected = "missing")]
+    fn gaps_are_refused() {
+        logs(1, Shape { cells: 2, buffers: 2, entry: 8 })[0].install(2, b"x");
+    }
+
+    #[test]
+    #[should_panic(expected = "corrupt")]
+    fn a_cell_that_cannot_be_panics() {
+        let logs = logs(1, Shape { cells: 2, buffers: 2, entry: 8 });
+        let cell = Cell { index: 0, proposer: 9, buffer: 9 };
+        logs[0].cells[0].store(cell.pack(), Ordering::Relaxed);
+        logs[0].read(0, &mut Vec::new());
+    }
+
+    /// Everybody proposes every index, on a log that is always short of cells and buffers; all read the same.
+    #[test]
+    fn all_propose_and_read_the_same() {
+        const ENTRIES: u64 = 3000;
+        for (members, cells, buffers) in [(2, 3, 1), (4, 8, 2)] {
+            let read: Vec<Vec<Vec<u8>>> = std::thread::scope(|scope| {
+                let running: Vec<_> = logs(members, Shape { cells, buffers, entry: 128 })
+                    .into_iter()
+                    .map(|mut log| {
+                        scope.spawn(move || {
+                            let mut entries = Vec::new();
+                            let mut entry = Vec::new();
+                            for index in 0..ENTRIES {
+                                let mine = vec![
+                                    (index + log.me as u64 * 100) as u8;
+                                    1 + (index as usize + log.me) % 128
+                                ];
+                                while log.install(index, &mine) == Install::NoBuffer {
+                                    std::thread::yield_now();
+                                }
+                                assert!(log.read(index, &mut entry));
+                                entries.push(entry.clone());
+                                log.set_executed(index);
+                            }
+                            entries
+                        })
+                    })
+                    .collect();
+                running.into_iter().map(|thread| thread.join().expect("it ends")).collect()
+            });
+            for (index, entry) in read[0].iter().enumerate() {
+                let whole = (0..members).any(|me| {
+                    entry.len() == 1 + (index + me) % 128
+                        && entry.iter().all(|byte| *byte == (index + me * 100) as u8)
+                });
+                assert!(whole, "entry {index} is nobody's: {entry:?}");
+                assert!(read.iter().all(|read| read[index] == *entry), "entry {index}");
+            }
+        }
+    }
+}
+
+#[cfg(all(test, kolo_loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    /// Runs `entries` indices of a log that both members propose to; both must read the same, whole entries.
+    fn both_propose(shape: Shape, entries: u64, bound: Option<usize>) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = bound;
+        model.check(move || {
+            let mut cursor = Cursor::default();
+            let place = LogPlace::new(&mut cursor, 2, shape);
+            let memory = Memory::anonymous(cursor.end()).expect("memory");
+            let run = move |mut log: Log| {
+                let mut read = Vec::new();
+                let mut entry = Vec::new();
+                for index in 0..entries {
+                    let mine = [log.me as u8, index as u8];
+                    while log.install(index, &mine) == Install::NoBuffer {
+                        thread::yield_now();
+                    }
+                    assert!(log.read(index, &mut entry));
+                    assert_eq!(entry[1], index as u8);
+                    read.push(entry[0]);
+                    log.set_executed(index);
+                }
+                read
+            };
+            let other = Log::new(&memory, &place, 1);
+            let other = thread::spawn(move || run(other));
+            let mine = run(Log::new(&memory, &place, 0));
+            assert_eq!(mine, other.join().expect("it ends"));
+        });
+    }
+
+    /// "install race".
+    #[test]
+    fn loom_one_of_two_proposals_wins() {
+        both_propose(Shape { cells: 2, buffers: 1, entry: 8 }, 1, None);
+    }
+
+    /// "log buffer reuse" and "lap": every index reuses the cell and the buffer of the one before.
+    #[test]
+    fn loom_cells_and_buffers_are_reused() {
+        both_propose(Shape { cells: 1, buffers: 1, entry: 8 }, 3, Some(3));
+    }
+
+    /// One member proposes, the other only reads: the buffer must wait for the reader.
+    #[test]
+    fn loom_a_buffer_waits_for_its_reader() {
+        loom::model(|| {
+            let mut cursor = Cursor::default();
+            let place = LogPlace::new(&mut cursor, 2, Shape { cells: 2, buffers: 1, entry: 8 });
+            let memory = Memory::anonymous(cursor.end()).expect("memory");
+            let mut proposer = Log::new(&memory, &place, 0);
+            let proposing = thread::spawn(move || {
+                for index in 0..2 {
+                    while proposer.install(index, &[index as u8]) == Install::NoBuffer {
+                        thread::yield_now();
+                    }
+                    proposer.set_executed(index);
+                }
+            });
+            let mut reader = Log::new(&memory, &place, 1);
+            let mut entry = Vec::new();
+            for index in 0..2 {
+                while !reader.read(index, &mut entry) {
+                    thread::yield_now();
+                }
+                assert_eq!(entry, [index as u8]);
+                reader.set_executed(index);
+            }
+            proposing.join().expect("the proposer ends");
+        });
+    }
+}

@@ -7,9 +7,9 @@ use crate::os::sync::{AtomicU64, Ordering};
 
 use super::memory::{BLOCK, Bytes, Cursor, Line, Lines, Memory};
 
-/// Messages of a pair that may be under way.
-const PIECES: usize = 4;
-const SMALLEST: usize = 512;
+/// Messages of a pair that may be under way. (Fewer under loom, so that its models reach the reuse of a piece.)
+const PIECES: usize = if cfg!(kolo_loom) { 2 } else { 4 };
+const SMALLEST: usize = if cfg!(kolo_loom) { 64 } else { 512 };
 const LARGEST: usize = 64 << 10;
 /// The tag, and what keeps the payload aligned to 16 bytes.
 const TAG: usize = 16;
@@ -178,5 +178,152 @@ impl MailReceiver {
         self.taken += 1;
         self.ring.taken[0].count.store(self.taken, Ordering::Release);
         true
+    }
+}
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use super::*;
+
+    fn mail(members: usize, budget: usize) -> (Memory, MailPlace) {
+        let mut cursor = Cursor::default();
+        let place = MailPlace::new(&mut cursor, members, budget);
+        (Memory::anonymous(cursor.end()).expect("memory"), place)
+    }
+
+    #[test]
+    fn pieces_share_the_budget_within_limits() {
+        for members in 1..=64 {
+            let mut cursor = Cursor::default();
+            let place = MailPlace::new(&mut cursor, members, 4 << 20);
+            assert!((SMALLEST..=LARGEST + BLOCK).contains(&place.piece()), "{members}: {}", place.piece());
+            assert_eq!(place.piece() % 64, 0);
+            assert!(place.piece() + TAG <= place.stride);
+        }
+        assert!(mail(2, 4 << 20).1.piece() >= 64 << 10);
+        assert!(mail(17, 1).1.piece() >= 512);
+    }
+
+    #[test]
+    fn messages_arrive_in_order_and_a_full_box_says_so() {
+        let (memory, place) = mail(2, 1);
+        let mut sender = MailSender::new(&memory, &place, 0, 1);
+        let mut receiver = MailReceiver::new(&memory, &place, 0, 1);
+        assert!(!receiver.ready() && !receiver.try_recv(|_| panic!("nothing was sent")));
+        for lap in 0..3_u8 {
+            for message in 0..PIECES as u8 {
+                assert!(sender.try_send(&vec![lap; usize::from(message)]));
+            }
+            assert!(!sender.try_send(&[]));
+            // New handles go on where the old ones stopped.
+            sender = MailSender::new(&memory, &place, 0, 1);
+            assert!(!sender.try_send(&[]));
+            for message in 0..PIECES {
+                assert!(receiver.ready());
+                assert!(receiver.try_recv(|bytes| assert_eq!(bytes, vec![lap; message])));
+            }
+            receiver = MailReceiver::new(&memory, &place, 0, 1);
+            assert!(!receiver.ready());
+        }
+        let whole = vec![9; sender.piece()];
+        assert!(sender.try_send(&whole));
+        assert!(receiver.try_recv(|bytes| assert_eq!(bytes, whole)));
+    }
+
+    #[test]
+    fn a_message_stays_when_its_receiver_panics() {
+        let (memory, place) = mail(2, 1);
+        assert!(MailSender::new(&memory, &place, 0, 1).try_send(&[1]));
+        let mut receiver = MailReceiver::new(&memory, &place, 0, 1);
+        let take = std::panic::AssertUnwindSafe(|| receiver.try_recv(|_| panic!("on purpose")));
+        assert!(std::panic::catch_unwind(take).is_err());
+        assert!(receiver.try_recv(|bytes| assert_eq!(bytes, [1])));
+    }
+
+    #[test]
+    #[should_panic(expected = "mail from 1 to 1")]
+    fn nobody_mails_himself() {
+        let (memory, place) = mail(2, 1);
+        drop(MailSender::new(&memory, &place, 1, 1));
+    }
+
+    /// Every member sends numbered messages of changing length to every other, at once.
+    #[test]
+    fn all_pairs_at_once() {
+        const MEMBERS: usize = 3;
+        const MESSAGES: usize = 2000;
+        let (memory, place) = mail(MEMBERS, 1);
+        let expected = |from: usize, to: usize, message: usize| {
+            let len = (message * 7919 + from * 31 + to) % (place.piece() + 1);
+            vec![(message + from * 3 + to * 5) as u8; len]
+        };
+        std::thread::scope(|scope| {
+            for me in 0..MEMBERS {
+                let memory = &memory;
+                scope.spawn(move || {
+                    let peers = || (0..MEMBERS).filter(|peer| *peer != me);
+                    let mut out: Vec<_> =
+                        peers().map(|to| (to, 0, MailSender::new(memory, &place, me, to))).collect();
+                    let mut inbox: Vec<_> =
+                        peers().map(|from| (from, 0, MailReceiver::new(memory, &place, from, me))).collect();
+                    loop {
+                        let mut moved = false;
+                        for (to, sent, sender) in &mut out {
+                            if *sent < MESSAGES && sender.try_send(&expected(me, *to, *sent)) {
+                                *sent += 1;
+                                moved = true;
+                            }
+                        }
+                        for (from, taken, receiver) in &mut inbox {
+                            let wanted = expected(*from, me, *taken);
+                            if receiver.try_recv(|bytes| assert_eq!(bytes, wanted)) {
+                                *taken += 1;
+                                moved = true;
+                            }
+                        }
+                        let all = out.iter().all(|out| out.1 == MESSAGES)
+                            && inbox.iter().all(|inbox| inbox.1 == MESSAGES);
+                        if all {
+                            break;
+                        }
+                        if !moved {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[cfg(all(test, kolo_loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    /// "piece reuse": one message more than there are pieces.
+    #[test]
+    fn loom_mail_arrives_whole() {
+        loom::model(|| {
+            let mut cursor = Cursor::default();
+            let place = MailPlace::new(&mut cursor, 2, 1);
+            let memory = Memory::anonymous(cursor.end()).expect("memory");
+            let mut sender = MailSender::new(&memory, &place, 0, 1);
+            let sending = thread::spawn(move || {
+                for message in 0..=PIECES as u8 {
+                    while !sender.try_send(&[message]) {
+                        thread::yield_now();
+                    }
+                }
+            });
+            let mut receiver = MailReceiver::new(&memory, &place, 0, 1);
+            for message in 0..=PIECES as u8 {
+                while !receiver.try_recv(|bytes| assert_eq!(bytes, [message])) {
+                    thread::yield_now();
+                }
+            }
+            sending.join().expect("the sender ends");
+        });
     }
 }

@@ -14,8 +14,8 @@ pub(crate) use real::{Bytes, Lines, Memory};
 /// A block that one member writes and others poll: two cache lines, because processors fetch lines in pairs.
 pub(crate) const BLOCK: usize = 128;
 
-/// Slots start on a page of their own.
-pub(crate) const PAGE: usize = 4096;
+/// Slots start on a page of their own. (Loom watches every byte, and is given fewer.)
+pub(crate) const PAGE: usize = if cfg!(kolo_loom) { 128 } else { 4096 };
 
 /// A fixed arrangement of atomics that may lie in shared memory.
 ///

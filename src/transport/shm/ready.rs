@@ -64,3 +64,76 @@ impl ReadyWords {
         self.rows[member].words[word].load(Ordering::Acquire)
     }
 }
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use super::*;
+
+    fn words(members: usize) -> Vec<ReadyWords> {
+        let mut cursor = Cursor::default();
+        let place = ReadyWords::place(&mut cursor, members);
+        let memory = Memory::anonymous(cursor.end()).expect("memory");
+        (0..members).map(|me| ReadyWords::new(&memory, place, members, me)).collect()
+    }
+
+    #[test]
+    fn a_member_writes_its_own_row() {
+        let words = words(2);
+        words[0].set(0, 5);
+        words[1].set(READY_WORDS - 1, u64::MAX);
+        assert_eq!((words[1].word(0, 0), words[1].version(0)), (5, 1));
+        assert_eq!((words[0].word(1, READY_WORDS - 1), words[0].version(1)), (u64::MAX, 1));
+        assert_eq!(words[0].word(1, 0), 0);
+        assert_eq!(READY_BITS, READY_WORDS * 64);
+        assert_eq!(size_of::<Row>() % 128, 0);
+    }
+
+    #[test]
+    fn a_version_never_runs_ahead_of_its_words() {
+        let members = words(2);
+        std::thread::scope(|scope| {
+            let (writer, reader) = (&members[0], &members[1]);
+            scope.spawn(move || (1..=20_000_u64).for_each(|step| writer.set((step % 3) as usize, step)));
+            scope.spawn(move || {
+                let mut version = 0;
+                while version < 20_000 {
+                    let now = reader.version(0);
+                    assert!(now >= version);
+                    version = now;
+                    // The last three steps wrote the three words; they may be newer by now.
+                    let newest = (0..3).map(|word| reader.word(0, word)).max();
+                    assert!(newest >= Some(version), "{newest:?} of {version}");
+                    std::thread::yield_now();
+                }
+            });
+        });
+    }
+}
+
+#[cfg(all(test, kolo_loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    #[test]
+    fn loom_a_version_never_runs_ahead_of_its_words() {
+        loom::model(|| {
+            let mut cursor = Cursor::default();
+            let place = ReadyWords::place(&mut cursor, 2);
+            let memory = Memory::anonymous(cursor.end()).expect("memory");
+            let writer = ReadyWords::new(&memory, place, 2, 0);
+            let writing = thread::spawn(move || {
+                writer.set(0, 1);
+                writer.set(1, 2);
+            });
+            let reader = ReadyWords::new(&memory, place, 2, 1);
+            match reader.version(0) {
+                0 => {}
+                1 => assert_eq!(reader.word(0, 0), 1),
+                version => assert_eq!((version, reader.word(0, 0), reader.word(0, 1)), (2, 1, 2)),
+            }
+            writing.join().expect("the writer ends");
+        });
+    }
+}

@@ -215,3 +215,190 @@ impl RequestReader {
         true
     }
 }
+
+#[cfg(all(test, not(kolo_loom)))]
+mod tests {
+    use super::*;
+
+    fn rings(members: usize, ring: usize) -> (Memory, RequestsPlace) {
+        let mut cursor = Cursor::default();
+        let place = RequestsPlace::new(&mut cursor, members, ring);
+        (Memory::anonymous(cursor.end()).expect("memory"), place)
+    }
+
+    #[test]
+    fn frames_wrap_and_a_full_ring_says_so() {
+        let (memory, place) = rings(3, 64);
+        let mut writer = RequestWriter::new(&memory, &place, 1);
+        let mut readers = [0, 2].map(|me| RequestReader::new(&memory, &place, 1, me));
+        assert!(!readers[0].ready() && !readers[0].try_read(|_| panic!("nothing was written")));
+        for round in 0..40_u8 {
+            // 8 + 24 and 8 + 16 bytes: the second frame of some round lies across the end at every place it can.
+            let frames = [vec![round; 17 + usize::from(round % 8)], vec![round; usize::from(round) % 17]];
+            for frame in &frames {
+                assert!(writer.try_write(frame), "round {round}");
+            }
+            assert!(!writer.try_write(&[0; 20]), "the ring is nearly full");
+            for reader in &mut readers {
+                for frame in &frames {
+                    assert!(reader.ready());
+                    assert!(reader.try_read(|bytes| assert_eq!(bytes, frame)));
+                }
+                assert!(!reader.ready());
+            }
+            // New handles go on where the old ones stopped.
+            writer = RequestWriter::new(&memory, &place, 1);
+            readers = [0, 2].map(|me| RequestReader::new(&memory, &place, 1, me));
+        }
+    }
+
+    #[test]
+    fn the_slowest_reader_counts() {
+        let (memory, place) = rings(3, 64);
+        let mut writer = RequestWriter::new(&memory, &place, 0);
+        let mut readers = [1, 2].map(|me| RequestReader::new(&memory, &place, 0, me));
+        assert!(writer.try_write(&[1; 24]) && writer.try_write(&[2; 24]));
+        assert!(!writer.try_write(&[3]));
+        assert!(readers[0].try_read(|_| ()) && readers[0].try_read(|_| ()));
+        assert!(!writer.try_write(&[3]));
+        assert!(readers[1].try_read(|bytes| assert_eq!(bytes, [1; 24])));
+        assert!(writer.try_write(&[3]));
+    }
+
+    #[test]
+    fn the_largest_frame_fits_wherever_an_idle_ring_stands() {
+        let (memory, place) = rings(2, 64);
+        let mut writer = RequestWriter::new(&memory, &place, 0);
+        let mut reader = RequestReader::new(&memory, &place, 0, 1);
+        assert_eq!(writer.frame_max(), 32);
+        for step in 0..50_usize {
+            for len in [writer.frame_max(), step % 9] {
+                let frame: Vec<_> = (0..len).map(|byte| (byte + step) as u8).collect();
+                assert!(writer.try_write(&frame));
+                assert!(reader.try_read(|bytes| assert_eq!(bytes, frame)));
+            }
+        }
+        let too_long = std::panic::AssertUnwindSafe(|| writer.try_write(&[0; 33]));
+        assert!(std::panic::catch_unwind(too_long).is_err());
+    }
+
+    #[test]
+    fn a_member_alone_is_never_held_back() {
+        let (memory, place) = rings(1, 64);
+        let mut writer = RequestWriter::new(&memory, &place, 0);
+        assert!((0..20).all(|_| writer.try_write(&[1; 30])));
+    }
+
+    #[test]
+    #[should_panic(expected = "corrupt")]
+    fn a_frame_that_cannot_be_panics() {
+        let (memory, place) = rings(2, 64);
+        assert!(RequestWriter::new(&memory, &place, 0).try_write(&[1]));
+        // SAFETY: one thread.
+        unsafe { place.ring(&memory, 0).write(0, &u64::MAX.to_le_bytes()) };
+        RequestReader::new(&memory, &place, 0, 1).try_read(|_| ());
+    }
+
+    /// Every member writes numbered frames, and reads those of all others, at once.
+    #[test]
+    fn all_members_at_once() {
+        const MEMBERS: usize = 3;
+        const FRAMES: usize = 3000;
+        let (memory, place) = rings(MEMBERS, 512);
+        let expected = |from: usize, frame: usize| {
+            let len = (frame * 7919 + from * 31) % 257;
+            vec![(frame + from * 3) as u8; len]
+        };
+        std::thread::scope(|scope| {
+            for me in 0..MEMBERS {
+                let memory = &memory;
+                scope.spawn(move || {
+                    let mut writer = RequestWriter::new(memory, &place, me);
+                    let mut readers: Vec<_> = (0..MEMBERS)
+                        .filter(|from| *from != me)
+                        .map(|from| (from, 0, RequestReader::new(memory, &place, from, me)))
+                        .collect();
+                    let mut written = 0;
+                    while written < FRAMES || readers.iter().any(|reader| reader.1 < FRAMES) {
+                        let mut moved = written < FRAMES && writer.try_write(&expected(me, written));
+                        written += usize::from(moved);
+                        for (from, read, reader) in &mut readers {
+                            let wanted = expected(*from, *read);
+                            if reader.try_read(|bytes| assert_eq!(bytes, wanted)) {
+                                *read += 1;
+                                moved = true;
+                            }
+                        }
+                        if !moved {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[cfg(all(test, kolo_loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    /// "ring room": three frames through a ring of two.
+    #[test]
+    fn loom_frames_arrive_whole() {
+        loom::model(|| {
+            let mut cursor = Cursor::default();
+            let place = RequestsPlace::new(&mut cursor, 2, 32);
+            let memory = Memory::anonymous(cursor.end()).expect("memory");
+            let mut writer = RequestWriter::new(&memory, &place, 0);
+            let writing = thread::spawn(move || {
+                for frame in 0..3 {
+                    while !writer.try_write(&[frame; 8]) {
+                        thread::yield_now();
+                    }
+                }
+            });
+            let mut reader = RequestReader::new(&memory, &place, 0, 1);
+            for frame in 0..3 {
+                while !reader.try_read(|bytes| assert_eq!(bytes, [frame; 8])) {
+                    thread::yield_now();
+                }
+            }
+            writing.join().expect("the writer ends");
+        });
+    }
+
+    /// Two readers, each at its own pace; the ring holds one of their two frames.
+    #[test]
+    fn loom_two_readers_hold_the_writer_back() {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.max_branches = 20_000;
+        model.check(|| {
+            let mut cursor = Cursor::default();
+            let place = RequestsPlace::new(&mut cursor, 3, 16);
+            let memory = Memory::anonymous(cursor.end()).expect("memory");
+            let reading = [1, 2].map(|me| {
+                let mut reader = RequestReader::new(&memory, &place, 0, me);
+                thread::spawn(move || {
+                    for frame in 0..2 {
+                        while !reader.try_read(|bytes| assert_eq!(bytes, [frame])) {
+                            thread::yield_now();
+                        }
+                    }
+                })
+            });
+            let mut writer = RequestWriter::new(&memory, &place, 0);
+            for frame in 0..2 {
+                while !writer.try_write(&[frame]) {
+                    thread::yield_now();
+                }
+            }
+            for thread in reading {
+                thread.join().expect("the reader ends");
+            }
+        });
+    }
+}

@@ -118,6 +118,7 @@ impl Ticket {
 #[cfg(all(test, not(kolo_loom)))]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::os::process::Identity;
@@ -165,8 +166,10 @@ mod tests {
         control.verify(&STAMP).expect("the same memory");
         control.join(1, Identity::current().expect("an identity"));
         control.bells().ring_others();
-        while control.member(0).state != MemberState::Left {
-            control.sleep(None, || control.state(0) == MemberState::Left);
+        let parent = control.member(0).process;
+        while control.state(0) != MemberState::Left {
+            assert!(parent.is_alive(), "the first member ended without leaving");
+            control.sleep(Some(Duration::from_secs(1)), || control.state(0) == MemberState::Left);
         }
         assert!(control.leave());
     }
@@ -176,11 +179,14 @@ mod tests {
         control.stamp(&STAMP);
         control.join(0, Identity::current().expect("an identity"));
         let ticket = offer.ticket().to_bytes().iter().map(u8::to_string).collect::<Vec<_>>().join(",");
-        let child = rerun::command(PEER, &ticket).spawn().expect("a child");
+        let mut child = rerun::command(PEER, &ticket).spawn().expect("a child");
         while control.state(1) == MemberState::Absent {
-            // A child that fails never joins; the timeout is how that is seen.
-            control
-                .sleep(Some(std::time::Duration::from_secs(30)), || control.state(1) != MemberState::Absent);
+            let ended = child.try_wait().expect("a state");
+            assert!(
+                ended.is_none() || control.state(1) != MemberState::Absent,
+                "the child never joined: {ended:?}"
+            );
+            control.sleep(Some(Duration::from_secs(1)), || control.state(1) != MemberState::Absent);
         }
         assert_eq!(control.member(1).process.pid, child.id());
         assert!(control.leave());
