@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::hosts::{HostState, Hosts};
 use crate::os::process::{self, State};
 use crate::topology::Topology;
 use crate::transport::shm::{Control, MemberState};
@@ -44,6 +45,7 @@ impl fmt::Display for Absence {
 pub(crate) struct Roster {
     pub(crate) topology: Arc<Topology>,
     pub(crate) control: Control,
+    pub(crate) hosts: Hosts,
     /// This process.
     pub(crate) pid: u32,
 }
@@ -92,7 +94,12 @@ impl Roster {
             Some(Cause::Stopped) => {
                 format!("stopped on {host} by a signal or a debugger; `kill -CONT {}` lets it go on", place.pid)
             }
-            None => format!("on {host}, pid {}", place.pid),
+            None => match self.hosts.state(self.topology.host_of(rank)) {
+                HostState::Up => format!("on {host}, pid {}", place.pid),
+                HostState::Left => format!("on {host}, whose first rank has left the job"),
+                HostState::Silent => format!("on {host}, which does not answer: stopped, or the network is cut"),
+                HostState::Lost => format!("on {host}, to which the connection is lost"),
+            },
         }
     }
 }

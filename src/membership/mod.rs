@@ -4,27 +4,31 @@
 //! last is this rank leaving. [`Core`] is what kolo's own threads hold, which must not keep a rank in the job.
 
 mod absence;
+mod hosts;
 mod last_words;
 mod watch;
 mod world;
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
+use crate::engine::{self, Ground, Port};
 use crate::error::{Error, Failure, Result};
 use crate::event::{self, Event, Sink};
 use crate::os::share::Way;
 use crate::tensor::Reserve;
 use crate::topology::Topology;
 use crate::transport::bootstrap::Bootstrap;
+use crate::transport::link::Links;
 use crate::transport::shm::{Control, MemberState};
-use crate::transport::{Link, Stamp};
+use world::Messages;
 
-pub(crate) use absence::{Absence, Cause};
+pub(crate) use absence::{Absence, Cause, Roster};
+pub(crate) use hosts::{HostState, Hosts, Waiting};
 pub(crate) use last_words::{panic_text, record_panics};
 pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
 pub(crate) use world::World;
@@ -39,21 +43,24 @@ pub(crate) struct Core {
     pub(crate) id: u128,
     /// The generation of the membership. It grows when members are replaced.
     pub(crate) epoch: u64,
-    pub(crate) topology: Topology,
+    pub(crate) topology: Arc<Topology>,
     pub(crate) config: Config,
     /// What the ranks of this host share.
     pub(crate) control: Control,
-    /// What more shared memory of this job is to be made of.
-    pub(crate) way: Way,
+    pub(crate) roster: Roster,
     pub(crate) reserve: Arc<Reserve>,
-    pub(crate) world: World,
     pub(crate) sink: Arc<dyn Sink>,
     /// The process that this belongs to. In a forked child nothing here does anything.
     pub(crate) pid: u32,
+    world: Arc<World>,
+    /// Of a leader: the connections to the leaders of other hosts.
+    links: Option<Arc<Links>>,
     /// Wakes the watcher of this rank, and that of the host's leader.
     nudge: Nudge,
     /// Set when this rank's failure was the first: then ending the job is its duty.
     winner: AtomicBool,
+    /// Set when the other hosts have been told of the failure.
+    forwarded: AtomicBool,
     /// The thread that ends the job, once one does.
     ending: Mutex<Option<rustix::process::Pid>>,
 }
@@ -61,6 +68,7 @@ pub(crate) struct Core {
 /// A rank's membership. The drop of the last one is the rank leaving.
 pub(crate) struct Job {
     core: Arc<Core>,
+    ground: Ground,
     /// Always there, until the drop takes it.
     parts: Option<JobParts>,
 }
@@ -82,28 +90,33 @@ pub(crate) struct CoreParts {
     pub(crate) topology: Topology,
     pub(crate) config: Config,
     pub(crate) control: Control,
-    pub(crate) way: Way,
     pub(crate) reserve: Arc<Reserve>,
     pub(crate) world: World,
+    pub(crate) links: Option<Links>,
     pub(crate) nudge: Nudge,
 }
 
 impl Core {
     pub(crate) fn new(parts: CoreParts) -> Self {
-        let CoreParts { id, epoch, topology, config, control, way, reserve, world, nudge } = parts;
+        let CoreParts { id, epoch, topology, config, control, reserve, world, links, nudge } = parts;
+        let (topology, pid) = (Arc::new(topology), std::process::id());
+        let hosts = Hosts::new(topology.hosts().len());
+        let roster = Roster { topology: Arc::clone(&topology), control: control.clone(), hosts, pid };
         Self {
             id,
             epoch,
             topology,
             config,
             control,
-            way,
+            roster,
             reserve,
-            world,
             sink: Arc::new(event::Nobody),
-            pid: std::process::id(),
+            pid,
+            world: Arc::new(world),
+            links: links.map(Arc::new),
             nudge,
             winner: AtomicBool::new(false),
+            forwarded: AtomicBool::new(false),
             ending: Mutex::new(None),
         }
     }
@@ -148,10 +161,20 @@ impl Core {
             if self.world.tells() {
                 event::tell_error(&failure.to_string());
             }
+            self.forward();
             self.sink.event(&Event::Failed(failure));
             self.nudge.look();
         }
         self.failed()
+    }
+
+    /// Tells the other hosts of the failure, once, if this rank leads its host.
+    fn forward(&self) {
+        if let (Some(links), Some(failure)) = (&self.links, self.control.failure())
+            && !self.forwarded.swap(true, Ordering::AcqRel)
+        {
+            links.abort(&failure);
+        }
     }
 
     /// Takes over a failure of another host, which told it already.
@@ -223,28 +246,38 @@ impl Core {
 
     /// Prints once that a wait takes long. `text` says what is waited for, and who is missing.
     pub(crate) fn stalled(&self, what: &str, waited: Duration, text: &str) {
-        event::tell_warning(&format!("{}: {what} has waited for {waited:.0?}; {text}", self.who(self.rank())));
+        event::tell_warning(&format!("{}: {what} has waited for {waited:.0?}; {text}", self.roster.who(self.rank())));
         self.sink.event(&Event::Stalled { what: what.to_owned(), waited });
     }
 
     /// Wakes the ranks of another host that sleep, by way of the leaders.
     pub(crate) fn ring_host(&self, host: usize) {
-        self.nudge.ring(host);
+        match &self.links {
+            Some(links) => links.ring(host),
+            None => self.nudge.ring(host),
+        }
     }
 
-    /// A stream of messages between global ranks, in set order, this one among them.
-    ///
-    /// # Errors
-    /// A job of one rank, or no room for another stream.
-    pub(crate) fn link(&self, set: u32, channel: u8, ranks: &[usize]) -> Result<Box<dyn Link>> {
-        let stamp = Stamp { job: self.id, epoch: self.epoch, set, channel };
-        self.world.link(stamp, ranks.iter().map(|&rank| rank as u32).collect(), self.rank() as u32)
+    /// Says that this rank waits for other hosts, until the value is dropped. A leader asks them meanwhile whether they
+    /// are there; on other ranks it does nothing.
+    pub(crate) fn wait_for_hosts(&self) -> Waiting {
+        let (waiting, first) = self.roster.hosts.begin_wait();
+        if first && self.links.is_some() {
+            self.nudge.look();
+        }
+        waiting
     }
 }
 
 impl Job {
-    pub(crate) fn new(core: Arc<Core>, parts: JobParts) -> Self {
-        Self { core, parts: Some(parts) }
+    pub(crate) fn new(core: Arc<Core>, way: Way, parts: JobParts) -> Self {
+        let ground = ground(&core, way);
+        Self { core, ground, parts: Some(parts) }
+    }
+
+    /// Where sets are built.
+    pub(crate) fn ground(&self) -> &Ground {
+        &self.ground
     }
 
     /// What kolo's own threads may hold without keeping the rank in the job.
@@ -264,6 +297,35 @@ impl Job {
         let Some(parts) = &self.parts else { unreachable!("only the drop takes the parts") };
         let mut bootstrap = parts.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
         bootstrap.allgather(mine).map_err(|error| self.core.check().err().unwrap_or(error))
+    }
+}
+
+/// What a job gives to its sets.
+fn ground(core: &Core, way: Way) -> Ground {
+    let config = &core.config;
+    let roster = core.roster.clone();
+    let crowded = config.spin.0.map_or(core.topology.host().oversubscribed, |spin| spin.is_zero());
+    let port = Port {
+        control: core.control.clone(),
+        crowded,
+        deadline: config.deadline,
+        warning: config.stall_warning.0.unwrap_or(Duration::MAX),
+        whereabouts: Box::new(move |rank| roster.whereabouts(rank as usize)),
+    };
+    let messages = Messages { world: Arc::clone(&core.world), id: core.id, epoch: core.epoch };
+    let several = core.topology.hosts().len() > 1;
+    Ground {
+        port: Arc::new(port),
+        rank: core.rank() as u32,
+        host_of: (0..core.size()).map(|rank| core.topology.host_of(rank)).collect(),
+        way,
+        network: several.then(|| Box::new(messages) as Box<dyn engine::Network>),
+        slot_bytes: config.slot_bytes.0,
+        slots: config.slots,
+        deterministic: config.deterministic,
+        // The names are the same, which a test holds.
+        algorithm: config.algorithm.0.parse().unwrap_or_default(),
+        next_set: AtomicU32::new(0),
     }
 }
 
