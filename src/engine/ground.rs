@@ -48,13 +48,13 @@ impl Ground {
     /// A knob with a value that cannot serve.
     pub(crate) fn new(job: Arc<Job>) -> Result<Arc<Self>> {
         let config = &job.config;
-        let core = Arc::clone(job.core());
+        let roster = job.roster.clone();
         let port = Arc::new(Port {
             control: job.control.clone(),
-            crowded: job.topology.host().oversubscribed,
+            crowded: config.spin.0.map_or(job.topology.host().oversubscribed, |spin| spin.is_zero()),
             deadline: config.deadline,
             warning: config.stall_warning.0.unwrap_or(Duration::MAX),
-            absence: Box::new(move |rank| core.missing_rank(rank as usize)),
+            absence: Box::new(move |rank| roster.missing(rank as usize)),
         });
         let algorithm = config.algorithm.0.parse()?;
         Ok(Arc::new(Self { job, port, algorithm, next_set: AtomicU32::new(1) }))

@@ -1,11 +1,12 @@
 //! Why a rank that others wait for does not come.
 
 use std::fmt;
+use std::sync::Arc;
 
+use super::hosts::{HostState, Hosts};
 use crate::os::process::{self, State};
-use crate::transport::shm::MemberState;
-
-use super::Core;
+use crate::topology::Topology;
+use crate::transport::shm::{Control, MemberState};
 
 /// What keeps a rank from taking part, as far as its host knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,11 +40,29 @@ impl fmt::Display for Absence {
     }
 }
 
-impl Core {
-    /// Why the member `local` of this host does not come, if there is something to tell. Reads `/proc`: for waits that
-    /// take long, not for each turn of a loop.
-    pub(crate) fn missing(&self, local: usize) -> Option<Absence> {
-        let rank = self.topology.host().ranks[local];
+/// Who the ranks of this host are, and how they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Roster {
+    pub(crate) topology: Arc<Topology>,
+    pub(crate) control: Control,
+    pub(crate) hosts: Hosts,
+    /// This process.
+    pub(crate) pid: u32,
+}
+
+impl Roster {
+    /// A rank as messages name it: `rank 3 on node7`.
+    pub(crate) fn who(&self, rank: usize) -> String {
+        format!("rank {rank} on {}", self.topology.host_name(rank))
+    }
+
+    /// Why the global rank does not come, if it sits on this host and there is something to tell. Reads `/proc`: for
+    /// waits that take long, not for each turn of a loop.
+    pub(crate) fn missing(&self, rank: usize) -> Option<Absence> {
+        if self.topology.host_of(rank) != self.topology.host_index() {
+            return None;
+        }
+        let local = self.topology.local_rank_of(rank);
         let pid = self.topology.place(rank).pid;
         let who = self.who(rank);
         let absence = |cause, text: String| Some(Absence { rank: rank as u32, cause, text });
@@ -67,15 +86,22 @@ impl Core {
         }
     }
 
-    /// Why the global rank does not come, if it sits on this host and there is something to tell.
-    pub(crate) fn missing_rank(&self, rank: usize) -> Option<Absence> {
-        (self.topology.host_of(rank) == self.topology.host_index())
-            .then(|| self.missing(self.topology.local_rank_of(rank)))
-            .flatten()
-    }
-
-    /// A rank as messages name it: `rank 3 on node7`.
-    pub(crate) fn who(&self, rank: usize) -> String {
-        format!("rank {rank} on {}", self.topology.host_name(rank))
+    /// What is known of a global rank, as a remark beside its number.
+    pub(crate) fn whereabouts(&self, rank: usize) -> String {
+        let place = self.topology.place(rank);
+        let host = self.topology.host_name(rank);
+        match self.missing(rank).map(|absence| absence.cause) {
+            Some(Cause::Left) => format!("left the job on {host}: its last Kolo was dropped"),
+            Some(Cause::Dead) => format!("ended on {host}, pid {}", place.pid),
+            Some(Cause::Stopped) => {
+                format!("stopped on {host} by a signal or a debugger; `kill -CONT {}` lets it go on", place.pid)
+            }
+            None => match self.hosts.state(self.topology.host_of(rank)) {
+                HostState::Up => format!("on {host}, pid {}", place.pid),
+                HostState::Left => format!("on {host}, whose first rank has left the job"),
+                HostState::Silent => format!("on {host}, which does not answer: stopped, or the network is cut"),
+                HostState::Lost => format!("on {host}, to which the connection is lost"),
+            },
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! last is this rank leaving. [`Core`] is what kolo's own threads hold, which must not keep a rank in the job.
 
 mod absence;
+mod hosts;
 mod last_words;
 pub(crate) mod share;
 mod watch;
@@ -21,10 +22,12 @@ use crate::event::{self, Event, Sink};
 use crate::tensor::Reserve;
 use crate::topology::Topology;
 use crate::transport::bootstrap::Bootstrap;
+use crate::transport::link::Links;
 use crate::transport::shm::{Control, MemberState};
 use crate::transport::{Link, Stamp};
 
-pub(crate) use absence::{Absence, Cause};
+pub(crate) use absence::{Absence, Cause, Roster};
+pub(crate) use hosts::{HostState, Hosts, Waiting};
 pub(crate) use last_words::{panic_text, record_panics};
 pub(crate) use share::Way;
 pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
@@ -40,21 +43,26 @@ pub(crate) struct Core {
     pub(crate) id: u128,
     /// The generation of the membership. It grows when members are replaced.
     pub(crate) epoch: u64,
-    pub(crate) topology: Topology,
+    pub(crate) topology: Arc<Topology>,
     pub(crate) config: Config,
     /// What the ranks of this host share.
     pub(crate) control: Control,
+    pub(crate) roster: Roster,
     /// What more shared memory of this job is to be made of.
     pub(crate) way: Way,
     pub(crate) reserve: Arc<Reserve>,
-    pub(crate) world: World,
     pub(crate) sink: Arc<dyn Sink>,
     /// The process that this belongs to. In a forked child nothing here does anything.
     pub(crate) pid: u32,
+    world: Arc<World>,
+    /// Of a leader: the connections to the leaders of other hosts.
+    links: Option<Arc<Links>>,
     /// Wakes the watcher of this rank, and that of the host's leader.
     nudge: Nudge,
     /// Set when this rank's failure was the first: then ending the job is its duty.
     winner: AtomicBool,
+    /// Set when the other hosts have been told of the failure.
+    forwarded: AtomicBool,
     /// The thread that ends the job, once one does.
     ending: Mutex<Option<rustix::process::Pid>>,
 }
@@ -86,25 +94,32 @@ pub(crate) struct CoreParts {
     pub(crate) way: Way,
     pub(crate) reserve: Arc<Reserve>,
     pub(crate) world: World,
+    pub(crate) links: Option<Links>,
     pub(crate) nudge: Nudge,
 }
 
 impl Core {
     pub(crate) fn new(parts: CoreParts) -> Self {
-        let CoreParts { id, epoch, topology, config, control, way, reserve, world, nudge } = parts;
+        let CoreParts { id, epoch, topology, config, control, way, reserve, world, links, nudge } = parts;
+        let (topology, pid) = (Arc::new(topology), std::process::id());
+        let hosts = Hosts::new(topology.hosts().len());
+        let roster = Roster { topology: Arc::clone(&topology), control: control.clone(), hosts, pid };
         Self {
             id,
             epoch,
             topology,
             config,
             control,
+            roster,
             way,
             reserve,
-            world,
             sink: Arc::new(event::Nobody),
-            pid: std::process::id(),
+            pid,
+            world: Arc::new(world),
+            links: links.map(Arc::new),
             nudge,
             winner: AtomicBool::new(false),
+            forwarded: AtomicBool::new(false),
             ending: Mutex::new(None),
         }
     }
@@ -149,10 +164,20 @@ impl Core {
             if self.world.tells() {
                 event::tell_error(&failure.to_string());
             }
+            self.forward();
             self.sink.event(&Event::Failed(failure));
             self.nudge.look();
         }
         self.failed()
+    }
+
+    /// Tells the other hosts of the failure, once, if this rank leads its host.
+    fn forward(&self) {
+        if let (Some(links), Some(failure)) = (&self.links, self.control.failure())
+            && !self.forwarded.swap(true, Ordering::AcqRel)
+        {
+            links.abort(&failure);
+        }
     }
 
     /// Takes over a failure of another host, which told it already.
@@ -228,15 +253,30 @@ impl Core {
 
     /// Prints once that a wait takes long. `text` says what is waited for, and who is missing.
     pub(crate) fn stalled(&self, what: &str, waited: Duration, text: &str) {
-        event::tell_warning(&format!("{}: {what} has waited for {waited:.0?}; {text}", self.who(self.rank())));
+        event::tell_warning(&format!("{}: {what} has waited for {waited:.0?}; {text}", self.roster.who(self.rank())));
         self.sink.event(&Event::Stalled { what: what.to_owned(), waited });
     }
 
     /// Wakes the ranks of another host that sleep, by way of the leaders.
     pub(crate) fn ring_host(&self, host: usize) {
-        self.nudge.ring(host);
+        match &self.links {
+            Some(links) => links.ring(host),
+            None => self.nudge.ring(host),
+        }
     }
 
+    /// Says that this rank waits for other hosts, until the value is dropped. A leader asks them meanwhile whether they
+    /// are there; on other ranks it does nothing.
+    pub(crate) fn wait_for_hosts(&self) -> Waiting {
+        let (waiting, first) = self.roster.hosts.begin_wait();
+        if first && self.links.is_some() {
+            self.nudge.look();
+        }
+        waiting
+    }
+}
+
+impl Core {
     /// A stream of messages between global ranks, in set order, this one among them.
     ///
     /// # Errors

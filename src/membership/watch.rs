@@ -2,7 +2,7 @@
 //! nudged; it never wakes for nothing.
 
 use std::fs::OpenOptions;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,10 +14,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use super::hosts::HostState;
 use super::{Core, GRACE, panic_text};
-use crate::error::{Error, Result};
+use crate::error::{Error, Failure, Result};
+use crate::event::tell_warning;
 use crate::os::ending;
 use crate::os::process::{Identity, PidFd};
+use crate::transport::link::LinkEvent;
 use crate::transport::shm::MemberState;
 
 /// Where a kernel gives no pidfds, peers are looked at this often.
@@ -50,6 +53,16 @@ impl Nudge {
         }
     }
 }
+
+/// How long a leader waits before it tells of a host that is gone: the host's own ranks know more and tell first, and so
+/// do leaders of hosts before its own.
+const HOST_GONE: Duration = Duration::from_millis(700);
+/// The same for a host of one rank, of which nobody else can tell.
+const LONE_HOST_GONE: Duration = Duration::from_millis(50);
+/// How much later each further leader tells.
+const NEXT_LEADER: Duration = Duration::from_millis(100);
+/// How often hosts are asked while somebody waits for them.
+const HEARTBEAT: Duration = Duration::from_millis(100);
 
 /// Two bytes go into a pipe whole or not at all.
 fn send(pipe: &OwnedFd, word: u16) {
@@ -190,6 +203,8 @@ struct Watch {
     peers: Vec<Peer>,
     /// When to end the job if whoever should have done it has not.
     force_at: Option<Instant>,
+    /// The first host that was lost, and when to tell of it if nobody has.
+    lost: Option<(Instant, Failure)>,
 }
 
 impl Watch {
@@ -206,7 +221,7 @@ impl Watch {
             let fd = PidFd::open_identity(&process).unwrap_or(None);
             peers.push(Peer { local, process, fd });
         }
-        Ok(Self { core, stop, doorway, peers, force_at: None })
+        Ok(Self { core, stop, doorway, peers, force_at: None, lost: None })
     }
 
     fn run(&mut self) {
@@ -214,33 +229,110 @@ impl Watch {
         self.look_at_peers();
         while !self.stop.load(Ordering::Acquire) {
             self.look_at_job();
-            self.sleep();
+            let heard = self.sleep();
             self.drain();
+            self.listen(heard);
             self.look_at_peers();
+        }
+        if let Some(links) = &self.core.links
+            && !self.core.control.aborted()
+        {
+            links.bye();
         }
     }
 
-    /// Sleeps until there is something to look at.
-    fn sleep(&self) {
+    /// Sleeps until there is something to look at. Returns the hosts that said something.
+    fn sleep(&self) -> Vec<usize> {
+        let interests = self.core.links.as_ref().map(|links| links.interests()).unwrap_or_default();
         let mut fds = vec![PollFd::new(&self.doorway.read, PollFlags::IN)];
+        fds.extend(interests.iter().map(|interest| PollFd::from_borrowed_fd(interest.fd, interest.events)));
         let peers = self.peers.iter().filter_map(|peer| peer.fd.as_ref());
-        fds.extend(peers.map(|fd| PollFd::from_borrowed_fd(borrow(fd), PollFlags::IN)));
-        let blind = self.peers.iter().any(|peer| peer.fd.is_none()).then_some(WITHOUT_PIDFD);
-        let force = self.force_at.map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = blind.into_iter().chain(force).min().map(|timeout| Timespec {
+        fds.extend(peers.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)));
+        let timeout = self.timeout().map(|timeout| Timespec {
             tv_sec: timeout.as_secs().cast_signed(),
             tv_nsec: timeout.subsec_nanos().into(),
         });
         match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
+            Ok(_) => {}
+            Err(Errno::INTR) => return Vec::new(),
             // No memory for the call: looking once too often harms nobody, looking all the time would.
             Err(_) => std::thread::sleep(WITHOUT_PIDFD),
         }
+        let hosts = interests.iter().zip(&fds[1..]);
+        hosts.filter(|(_, fd)| !fd.revents().is_empty()).map(|(interest, _)| interest.host).collect()
     }
 
+    /// When to look though nobody said anything.
+    fn timeout(&self) -> Option<Duration> {
+        let until = |at: Instant| at.saturating_duration_since(Instant::now());
+        let blind = self.peers.iter().any(|peer| peer.fd.is_none()).then_some(WITHOUT_PIDFD);
+        let force = self.force_at.map(until);
+        let lost = self.lost.as_ref().map(|(at, _)| until(*at));
+        let heartbeat = (self.core.links.is_some() && self.core.roster.hosts.awaited()).then_some(HEARTBEAT);
+        [blind, force, lost, heartbeat].into_iter().flatten().min()
+    }
+
+    /// Passes on what other ranks of this host ask for.
     fn drain(&self) {
-        let mut words = [0; 512];
-        while matches!(rustix::io::read(&self.doorway.read, &mut words), Ok(1..)) {}
+        let mut bytes = [0; 512];
+        while let Ok(read @ 1..) = rustix::io::read(&self.doorway.read, &mut bytes) {
+            let Some(links) = &self.core.links else { continue };
+            for word in bytes[..read].as_chunks::<2>().0 {
+                let host = u16::from_le_bytes(*word);
+                if host != LOOK {
+                    links.ring(host.into());
+                }
+            }
+        }
+    }
+
+    /// Hears what other hosts say, and asks those that somebody waits for.
+    fn listen(&mut self, hosts: Vec<usize>) {
+        let Some(links) = self.core.links.clone() else { return };
+        let mut heard = Vec::new();
+        hosts.into_iter().for_each(|host| links.handle(host, &mut heard));
+        if self.core.roster.hosts.awaited() {
+            links.heartbeat(Instant::now(), &mut heard);
+        }
+        for event in heard {
+            self.hear(event);
+        }
+    }
+
+    fn hear(&mut self, event: LinkEvent) {
+        let core = &self.core;
+        let hosts = &core.roster.hosts;
+        let name = |host: usize| &core.topology.hosts()[host].name;
+        match event {
+            LinkEvent::Rang { .. } => core.control.bells().ring_all(),
+            LinkEvent::Aborted { failure, .. } => core.fail_elsewhere(failure),
+            LinkEvent::Left { host } => hosts.set(host, HostState::Left),
+            LinkEvent::Silent { host, since } => {
+                hosts.set(host, HostState::Silent);
+                tell_warning(&format!(
+                    "{} has not answered for {since:.1?}: its first rank is stopped, or the network is cut",
+                    name(host)
+                ));
+            }
+            LinkEvent::Heard { host } => hosts.set(host, HostState::Up),
+            LinkEvent::Lost { host, cause } => {
+                hosts.set(host, HostState::Lost);
+                let ranks = &core.topology.hosts()[host].ranks;
+                let alone = if ranks.len() == 1 { LONE_HOST_GONE } else { HOST_GONE };
+                // Leaders of hosts that are up, before this one.
+                let before = (0..core.topology.host_index()).filter(|&h| hosts.state(h) == HostState::Up).count();
+                let at = Instant::now() + alone + NEXT_LEADER * before as u32;
+                let failure = Failure::new(
+                    ranks[0] as u32,
+                    name(host).as_str(),
+                    format!(
+                        "its process (pid {}) ended, or the network between the hosts was cut ({cause})",
+                        core.topology.place(ranks[0]).pid
+                    ),
+                );
+                self.lost.get_or_insert((at, failure));
+            }
+        }
     }
 
     fn look_at_peers(&mut self) {
@@ -271,16 +363,15 @@ impl Watch {
     }
 
     fn look_at_job(&mut self) {
+        if let Some((_, failure)) = self.lost.take_if(|(at, _)| *at <= Instant::now()) {
+            self.core.fail_as(failure);
+        }
         if self.core.control.aborted() {
+            self.core.forward();
             self.core.end_if_winner();
-            if self.force_at.is_some_and(|at| Instant::now() >= at) {
-                self.force_at = None;
+            if self.force_at.take_if(|at| *at <= Instant::now()).is_some() {
                 self.core.end_by_force();
             }
         }
     }
-}
-
-fn borrow(fd: &PidFd) -> BorrowedFd<'_> {
-    fd.as_fd()
 }

@@ -8,17 +8,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::Kolo;
+use super::door::{Door, Opened};
 use super::exchange::{Stop, Table, foreign};
 use super::home::Home;
 use crate::config::{Config, Loaded, Raw};
 use crate::error::{Error, Result};
 use crate::event;
-use crate::fields::{put, take, take_array, take_text};
-use crate::membership::{Core, CoreParts, Doorway, Job, JobParts, Nudge, WatchParts, Watcher, World, record_panics};
+use crate::fields::{put, take_array, take_text};
+use crate::membership::{Core, CoreParts, Job, JobParts, WatchParts, Watcher, World, record_panics};
 use crate::os::process::Identity;
 use crate::os::{cpu, host, random};
 use crate::topology::{Place, Topology};
 use crate::transport::bootstrap::{Bootstrap, Solo, Threads};
+use crate::transport::link::JobKey;
 use crate::transport::sim::Network;
 
 #[cfg(feature = "mpi")]
@@ -155,6 +157,7 @@ fn launched_rank() -> Option<usize> {
 /// What a rank tells first.
 struct Hello {
     id: u128,
+    key: JobKey,
     place: Place,
     agreement: Vec<String>,
 }
@@ -170,12 +173,14 @@ impl Hello {
             cpus: cpu::affinity()?,
             quota: cpu::quota(),
         };
-        Ok(Self { id: u128::from_le_bytes(random::bytes()?), place, agreement: config.agreement() })
+        let id = u128::from_le_bytes(random::bytes()?);
+        Ok(Self { id, key: JobKey::generate()?, place, agreement: config.agreement() })
     }
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put(&mut out, &self.id.to_le_bytes());
+        put(&mut out, self.key.bytes());
         self.place.encode(&mut out);
         for text in &self.agreement {
             put(&mut out, text.as_bytes());
@@ -185,12 +190,13 @@ impl Hello {
 
     fn decode(mut rest: &[u8]) -> Option<Self> {
         let id = u128::from_le_bytes(take_array(&mut rest)?);
+        let key = JobKey::from_bytes(take_array(&mut rest)?);
         let place = Place::decode(&mut rest)?;
         let mut agreement = Vec::new();
         while !rest.is_empty() {
             agreement.push(take_text(&mut rest)?);
         }
-        Some(Self { id, place, agreement })
+        Some(Self { id, key, place, agreement })
     }
 }
 
@@ -208,30 +214,25 @@ fn join(
     }
     let hellos: Option<Vec<Hello>> = hellos.iter().map(|bytes| Hello::decode(bytes)).collect();
     let hellos = hellos.ok_or_else(|| table.common(foreign(table.rank())))?;
-    // The first rank's number is the job's.
-    let id = hellos[0].id;
+    // The first rank's number and key are the job's.
+    let (id, key) = (hellos[0].id, hellos[0].key.clone());
     let (places, agreements): (Vec<Place>, Vec<_>) = hellos.into_iter().map(|h| (h.place, h.agreement)).unzip();
     Config::check_agreement(&agreements).map_err(|error| table.common(error))?;
     let topology = Topology::new(table.rank(), places, &config.hosts.0).map_err(|error| table.common(error))?;
 
     let mut home = Home::build(table, &topology, id, FIRST_EPOCH, config.shared_reserve.0)?;
     let world = ground.world(id, FIRST_EPOCH, deadline);
-    let doorway = watches(&topology).then(Doorway::new).transpose();
-    let mut greeting = Vec::new();
-    let ready = home.check_members(&topology).and(world).and_then(|world| {
-        let doorway = doorway?;
-        let (pid, fd) = doorway.as_ref().map_or((0, -1), Doorway::address);
-        put(&mut greeting, &pid.to_le_bytes());
-        put(&mut greeting, &fd.to_le_bytes());
-        Ok((world, doorway))
-    });
-    let greetings = table.exchange(ready.as_ref().map(|_| greeting).map_err(Clone::clone))?;
+    let door = home.check_members(&topology).and_then(|()| Door::new(&topology));
+    let ready = world.and_then(|world| Ok((world, door?)));
+    let greeting = ready.as_ref().map_err(Clone::clone).and_then(|(_, door)| door.greeting(&topology));
+    let greetings = table.exchange(greeting)?;
     home.close();
-    let (world, doorway) = ready.map_err(Stop::own)?;
-    let started = open_leader(&topology, &greetings).and_then(|leader| {
-        let nudge = Nudge { own: doorway.as_ref().map(|doorway| Arc::clone(&doorway.write)), leader };
+    let (world, door) = ready.map_err(Stop::own)?;
+
+    let started = door.open(&topology, &greetings, &key, id, FIRST_EPOCH, deadline).and_then(|opened| {
         let Home { control, reserve, way, .. } = home;
-        let parts = CoreParts { id, epoch: FIRST_EPOCH, topology, config, control, way, reserve, world, nudge };
+        let Opened { doorway, nudge, links } = opened;
+        let parts = CoreParts { id, epoch: FIRST_EPOCH, topology, config, control, way, reserve, world, links, nudge };
         let core = Arc::new(Core::new(parts));
         let start = |doorway| Watcher::start(WatchParts { core: Arc::clone(&core), doorway });
         let watcher = doorway.map(start).transpose()?;
@@ -239,26 +240,4 @@ fn join(
     });
     table.exchange(started.as_ref().map(|_| Vec::new()).map_err(Clone::clone))?;
     started.map_err(Stop::own)
-}
-
-/// Whether a rank needs the thread that watches: for peers in other processes, or for other hosts as their leader.
-fn watches(topology: &Topology) -> bool {
-    let pid = std::process::id();
-    let peers = topology.host().ranks.iter().any(|&rank| topology.place(rank).pid != pid);
-    peers || (topology.is_leader() && topology.hosts().len() > 1)
-}
-
-/// The pipe of the host's leader, where there are other hosts to speak with.
-fn open_leader(topology: &Topology, greetings: &[Vec<u8>]) -> Result<Option<Arc<std::os::fd::OwnedFd>>> {
-    if topology.hosts().len() == 1 {
-        return Ok(None);
-    }
-    let leader = topology.host().ranks[0];
-    let mut rest = &greetings[leader][..];
-    let address = (|| {
-        let pid = u32::from_le_bytes(take(&mut rest)?.try_into().ok()?);
-        let fd = i32::from_le_bytes(take(&mut rest)?.try_into().ok()?);
-        Some((pid, fd))
-    })();
-    Doorway::open_peer(address.ok_or_else(|| foreign(leader))?).map(|pipe| Some(Arc::new(pipe)))
 }

@@ -8,6 +8,7 @@ use super::boot::{self, Kind};
 use super::{Kolo, guard, threads};
 use crate::config::{Bytes, Hosts, OrOff, Raw, Value};
 use crate::error::{Error, Result};
+use crate::plan::Algorithm;
 
 /// Settings for a job. What is set here is stronger than the environment and the file that `KOLO_CONFIG` names.
 ///
@@ -72,6 +73,12 @@ impl Builder {
     #[must_use]
     pub fn stall_warning(self, after: Option<Duration>) -> Self {
         self.knob("KOLO_STALL_WARNING", OrOff(after).show())
+    }
+
+    /// The algorithm of all allreduces (`KOLO_ALGORITHM`).
+    #[must_use]
+    pub fn algorithm(self, algorithm: Algorithm) -> Self {
+        self.knob("KOLO_ALGORITHM", algorithm.name())
     }
 
     /// Whether sums are in rank order across hosts as well (`KOLO_DETERMINISTIC`).
@@ -168,5 +175,20 @@ impl Builder {
         F: Fn(&Kolo) -> R + Sync,
     {
         threads::threads(self, n, program)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AlgorithmName;
+
+    #[test]
+    fn the_knob_and_the_plans_know_the_same_algorithms() {
+        assert_eq!(AlgorithmName::ALL.to_vec(), Algorithm::ALL.map(Algorithm::name).to_vec());
+        for algorithm in Algorithm::ALL {
+            let name = AlgorithmName::parse(algorithm.name()).expect("a name");
+            assert!(name.may_be_ordered() == algorithm.is_ordered() || algorithm == Algorithm::Auto, "{algorithm}");
+        }
     }
 }

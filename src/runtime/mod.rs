@@ -2,6 +2,7 @@
 
 mod boot;
 mod builder;
+mod door;
 mod exchange;
 mod guard;
 mod home;

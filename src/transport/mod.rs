@@ -7,6 +7,7 @@ pub(crate) mod bootstrap;
 pub(crate) mod link;
 #[cfg(feature = "mpi")]
 pub(crate) mod mpi;
+pub(crate) mod random;
 pub(crate) mod shm;
 pub(crate) mod sim;
 mod stamp;
