@@ -8,6 +8,3 @@ mod wire;
 
 pub(crate) use api::{Action, Batch, BatchItem, Event, MAX_FRAME, Params, Ticket, Topology};
 pub(crate) use request::{Device, Kind, Request, Spec};
-
-mod zz_stub;
-pub(crate) use zz_stub::Coordinator;
