@@ -219,6 +219,20 @@ impl Request {
         (elements <= MAX_ELEMENTS && !name.is_empty()).then(|| Self { name: name.into(), spec, shape })
     }
 
+    /// Whether [`Request::take_view`] would read something, without allocating.
+    pub(super) fn check_view(take: &mut Take<'_>) -> Option<()> {
+        Kind::decode(take)?;
+        DType::from_code(take.u8()?)?;
+        if take.u8().filter(|flags| *flags < 4)? & 2 != 0 {
+            take.slice(16)?;
+        }
+        let mut elements = 1u64;
+        for _ in 0..take.bounded(MAX_DIMS as u64)? {
+            elements = elements.saturating_mul(take.varint()?);
+        }
+        (elements <= MAX_ELEMENTS).then_some(())
+    }
+
     /// The request in words, without its name: a line of a mismatch.
     pub(crate) fn describe(&self) -> String {
         let Spec { kind, dtype, device, prescale, postscale } = self.spec;
