@@ -27,7 +27,10 @@ type Applied<T> = Result<T, Trouble>;
 impl Coordinator {
     pub(super) fn entry(&mut self, index: u64, bytes: &[u8], actions: &mut Vec<Action>) {
         if index != self.next {
-            return self.poison(format!("log entry {index} came when {} was due: a bug in kolo, please report it", self.next), actions);
+            return self.poison(
+                format!("log entry {index} came when {} was due: a bug in kolo, please report it", self.next),
+                actions,
+            );
         }
         self.spread(index, bytes, actions);
         self.next = index + 1;

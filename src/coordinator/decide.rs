@@ -95,8 +95,7 @@ impl Coordinator {
         self.dirty = false;
         let complete = self.find_ready() + self.judge_frames();
         self.drop_moot();
-        let rulings =
-            !(self.scratch.failing.is_empty() && self.withdrawals.is_empty() && self.expired.is_empty());
+        let rulings = !(self.scratch.failing.is_empty() && self.withdrawals.is_empty() && self.expired.is_empty());
         if complete == 0 && !rulings {
             return self.window.close();
         }

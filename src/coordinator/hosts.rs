@@ -137,9 +137,7 @@ impl Coordinator {
         let cached = match body {
             Body::Submission { name, .. } => self.names.find(name).map(|id| self.names.get(id).slot),
             Body::Expired { target: Target::Slot(slot), .. } => Some(*slot),
-            Body::Expired { target: Target::Name(name), .. } => {
-                self.names.find(name).map(|id| self.names.get(id).slot)
-            }
+            Body::Expired { target: Target::Name(name), .. } => self.names.find(name).map(|id| self.names.get(id).slot),
             Body::Withdraw { .. } => None,
         };
         if let Some(slot) = cached.filter(|slot| *slot != NONE && self.slots.is_assigned(*slot)) {
@@ -204,7 +202,10 @@ impl Coordinator {
         if self.take_message(host, bytes, actions).is_none() && self.over.is_none() {
             let global = self.topology.hosts.get(host).map(|members| self.topology.global[members[0] as usize]);
             let from = global.map_or_else(|| format!("host {host}"), |rank| format!("rank {rank}"));
-            self.poison(format!("{from} sent a message that makes no sense; do all ranks run the same build?"), actions);
+            self.poison(
+                format!("{from} sent a message that makes no sense; do all ranks run the same build?"),
+                actions,
+            );
         }
     }
 

@@ -76,7 +76,10 @@ impl Coordinator {
         let Some(frame) = frame::parse(bytes) else {
             let rank = self.topology.global[rank as usize];
             return self.poison(
-                format!("rank {rank} published {} bytes that are no request; do all ranks run the same build?", bytes.len()),
+                format!(
+                    "rank {rank} published {} bytes that are no request; do all ranks run the same build?",
+                    bytes.len()
+                ),
                 actions,
             );
         };

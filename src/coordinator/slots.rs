@@ -146,9 +146,10 @@ impl Slots {
     /// Assigned slots that did not run for `age` runs and that `keep` does not hold, least recently run first, into `victims`.
     pub(super) fn victims(&self, age: u64, keep: impl Fn(u32) -> bool, victims: &mut Vec<u32>) {
         victims.clear();
-        victims.extend((0..self.high).filter(|slot| {
-            self.is_assigned(*slot) && self.clock - self.get(*slot).last_run >= age && !keep(*slot)
-        }));
+        victims
+            .extend((0..self.high).filter(|slot| {
+                self.is_assigned(*slot) && self.clock - self.get(*slot).last_run >= age && !keep(*slot)
+            }));
         victims.sort_unstable_by_key(|slot| (self.get(*slot).last_run, *slot));
     }
 }

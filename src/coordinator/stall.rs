@@ -122,7 +122,8 @@ impl Coordinator {
         let name = self.names.get(id);
         let (mut present, mut missing) = (Vec::new(), Vec::new());
         for rank in 0..self.size() as u32 {
-            let own_frame = rank == self.topology.me && name.local != NONE && self.locals.get(name.local).is_unfinished();
+            let own_frame =
+                rank == self.topology.me && name.local != NONE && self.locals.get(name.local).is_unfinished();
             let list = if own_frame || self.is_present(id, rank) { &mut present } else { &mut missing };
             list.push(rank);
         }

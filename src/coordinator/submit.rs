@@ -92,7 +92,8 @@ impl Coordinator {
             let index = self.add(now, None, id, Form::Invalid, false, Duration::MAX);
             self.names.get_mut(id).local = index;
             self.publish_invalid(id, reason, actions);
-        } else if parked == NONE && matches!(self.locals.get(local).form, Form::WithdrawnBit(_) | Form::WithdrawnFrame) {
+        } else if parked == NONE && matches!(self.locals.get(local).form, Form::WithdrawnBit(_) | Form::WithdrawnFrame)
+        {
             let index = self.add(now, None, id, Form::Parked(Parked::Invalid(reason.into())), false, Duration::MAX);
             self.names.get_mut(id).parked = index;
         }
@@ -186,5 +187,4 @@ impl Coordinator {
         }
         actions.push(Action::PublishRequest(bytes));
     }
-
 }
