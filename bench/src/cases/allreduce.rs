@@ -7,6 +7,7 @@ use crate::data::{Pattern, Sample};
 use crate::measure::{Contender, Run, batch_for, measure};
 use crate::report::{Case, JsonFile, Record, header, row};
 use anyhow::{Context, Result};
+use kolo::Communicator;
 use std::rc::Rc;
 
 /// Measures all sizes, prints the table and writes the records.
@@ -27,9 +28,14 @@ pub(crate) fn run(job: &mut Job<'_>, args: &AllreduceArgs) -> Result<()> {
             header()
         );
     }
+    // One for all sizes: each has slots of its own in shared memory.
+    let mut communicator = match args.api {
+        Api::Communicator => Some(job.kolo.communicator()?),
+        Api::Named => None,
+    };
     let mut records = Vec::new();
     for bytes in args.bytes.sizes() {
-        let of_size = with_element!(args.element.dtype, size(job, args, bytes))
+        let of_size = with_element!(args.element.dtype, size(job, &mut communicator, args, bytes))
             .with_context(|| format!("while reducing {bytes} bytes"))?;
         if job.reports() {
             of_size.iter().for_each(|record| println!("{}", row(record)));
@@ -47,7 +53,12 @@ fn in_place(args: &AllreduceArgs) -> bool {
     args.in_place || args.api == Api::Named
 }
 
-fn size<T: Sample>(job: &mut Job<'_>, args: &AllreduceArgs, bytes: u64) -> Result<Vec<Record>> {
+fn size<T: Sample>(
+    job: &mut Job<'_>,
+    communicator: &mut Option<Communicator>,
+    args: &AllreduceArgs,
+    bytes: u64,
+) -> Result<Vec<Record>> {
     let kolo = job.kolo;
     let Job { control, machines, mpi, .. } = job;
     let (op, in_place) = (args.element.op, in_place(args));
@@ -63,18 +74,15 @@ fn size<T: Sample>(job: &mut Job<'_>, args: &AllreduceArgs, bytes: u64) -> Resul
         0
     };
 
-    let ours: Run<'_, Single<T>> = match args.api {
-        Api::Communicator => {
-            let mut communicator = kolo.communicator()?;
-            Box::new(move |work| {
-                match &mut work.output {
-                    None => communicator.allreduce(&mut work.input, op)?,
-                    Some(output) => communicator.allreduce_into(&work.input, output, op)?,
-                }
-                Ok(())
-            })
-        }
-        Api::Named => {
+    let ours: Run<'_, Single<T>> = match communicator {
+        Some(communicator) => Box::new(move |work| {
+            match &mut work.output {
+                None => communicator.allreduce(&mut work.input, op)?,
+                Some(output) => communicator.allreduce_into(&work.input, output, op)?,
+            }
+            Ok(())
+        }),
+        None => {
             let name = format!("bench.{}.{count}", T::DTYPE);
             Box::new(move |work| Ok(kolo.allreduce(&name, &mut work.input, op)?))
         }
