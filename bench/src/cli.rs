@@ -169,6 +169,25 @@ impl Cli {
         }
     }
 
+    /// The shared memory that our buffers take on each rank; `None` where they are private.
+    pub(crate) fn shared_bytes(&self) -> Option<usize> {
+        let (kind, buffers) = match &self.command {
+            Command::Allreduce(args) => {
+                let largest = args.bytes.sizes().last().map_or(0, |bytes| *bytes as usize);
+                let in_place = args.in_place || args.api == Api::Named;
+                (args.buffers, vec![largest; if in_place { 1 } else { 2 }])
+            }
+            Command::List(args) => {
+                let size = args.element.dtype.size();
+                (args.buffers, args.preset.counts(size).into_iter().map(|count| count * size).collect())
+            }
+            Command::Idle(_) | Command::Late(_) => return None,
+        };
+        // Each buffer may begin on a page of its own.
+        (kind == Buffers::Shared)
+            .then(|| buffers.iter().map(|bytes| bytes.next_multiple_of(4096) + 4096).sum::<usize>().max(16 << 20))
+    }
+
     /// Whether a peer runs, and with it MPI's collectives.
     pub(crate) fn has_peer(&self) -> bool {
         match &self.command {
@@ -296,6 +315,18 @@ mod tests {
         let Command::Allreduce(args) = parse("kolo-bench allreduce").unwrap().command else { panic!() };
         assert_eq!((args.contest.rounds, args.api, args.in_place), (7, Api::Communicator, false));
         assert!(args.contest.against.is_empty());
+    }
+
+    #[test]
+    fn shared_buffers_fit_the_reserve() {
+        let bytes = |line: &str| parse(&format!("kolo-bench {line}")).unwrap().shared_bytes();
+        assert_eq!(bytes("allreduce"), None);
+        assert!(bytes("allreduce --bytes 4:64MiB:4 --buffers shared").unwrap() >= 2 * (64 << 20));
+        let in_place = bytes("allreduce --bytes 64MiB --buffers shared --in-place").unwrap();
+        assert!((64 << 20..65 << 20).contains(&in_place));
+        assert_eq!(bytes("allreduce --bytes 64MiB --buffers shared --api named"), Some(in_place));
+        assert!(bytes("list --buffers shared").unwrap() >= 25_557_032 * 4);
+        assert_eq!(bytes("list --preset small161 --buffers shared"), Some(16 << 20));
     }
 
     #[test]

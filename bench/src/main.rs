@@ -20,21 +20,18 @@ use anyhow::Result;
 use cases::Job;
 use cli::{Cli, Command};
 use control::Control;
-use kolo::Kolo;
+use kolo::{Builder, Kolo};
 use machine::Machines;
 use peer::Mpi;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    env_logger::init();
+    // Warnings of a stall are what a user waits for here.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
     let parsed = Cli::from_args(std::env::args_os());
-    let builder = kolo::Builder::new();
     let builder = match &parsed {
-        Ok(cli) => match cli.algorithm() {
-            Some(algorithm) => builder.knob("KOLO_ALGORITHM", algorithm.name()),
-            None => builder,
-        },
-        Err(error) if error.use_stderr() && under_launcher() => builder,
+        Ok(cli) => settings(cli),
+        Err(error) if error.use_stderr() && under_launcher() => Builder::new(),
         Err(error) => {
             if error.use_stderr() || launched_rank().is_none_or(|rank| rank == "0") {
                 error.exit();
@@ -47,6 +44,19 @@ fn main() -> ExitCode {
         Ok(cli) => run(kolo, &cli).map_err(|error| format!("{error:#}")),
         Err(error) => Err(error.to_string()),
     })
+}
+
+/// What the command line asks of the runtime.
+fn settings(cli: &Cli) -> Builder {
+    let mut builder = Builder::new();
+    if let Some(algorithm) = cli.algorithm() {
+        builder = builder.knob("KOLO_ALGORITHM", algorithm.name());
+    }
+    // Shared buffers need a reserve that holds them; one that the user chose stays.
+    if let Some(bytes) = cli.shared_bytes().filter(|_| std::env::var_os("KOLO_SHARED_RESERVE").is_none()) {
+        builder = builder.shared_reserve(bytes);
+    }
+    builder
 }
 
 /// Runs the case.
