@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use digits::arguments::{Arguments, FULL_TRAINING, HELP};
 use digits::dataset::Dataset;
 use digits::network::{Network, PARAMETERS};
-use digits::progress::grouped;
+use digits::progress::{count, grouped};
 use digits::training::{self, Trained};
 use kolo::Kolo;
 
@@ -41,14 +41,14 @@ fn job(kolo: &Kolo) -> Result<(), Error> {
     let (training_data, test_data) = Dataset::load(arguments.seed)?;
     if is_first {
         println!(
-            "kolo digits: {} rank(s) on {} host(s), {threads} thread(s) each\n  {} images to train on and {} to test, \
-             {} parameters, {} image(s) a rank and step\n",
-            kolo.size(),
-            kolo.cross_size(),
-            grouped(training_data.len() as f64),
-            test_data.len(),
-            grouped(training::specs().map(|spec| spec.count() as f64).sum()),
-            training::batch_size(&arguments, kolo.size()),
+            "kolo digits: {} on {}, {} each\n  {} to train on and {} to test, {}, {} a rank and step\n",
+            count(kolo.size(), "rank"),
+            count(kolo.cross_size(), "host"),
+            count(threads, "thread"),
+            count(training_data.len(), "image"),
+            grouped(test_data.len() as f64),
+            count(training::specs().map(|spec| spec.count()).sum(), "parameter"),
+            count(training::batch_size(&arguments, kolo.size()), "image"),
         );
     }
     let mut trained = training::train(kolo, &arguments, &training_data)?;
@@ -95,7 +95,11 @@ fn report(kolo: &Kolo, trained: &Trained, accuracy: f64, tested: usize) {
         Some(accuracy >= REQUIRED_ACCURACY),
     );
     let rate = grouped(*samples as f64 / time.as_secs_f64());
-    line("time", &format!("{}  ({steps} steps, {rate} samples/s on {} rank(s))", seconds(*time), kolo.size()), None);
+    line(
+        "time",
+        &format!("{}  ({steps} steps, {rate} samples/s on {})", seconds(*time), count(kolo.size(), "rank")),
+        None,
+    );
     let share = 100.0 * (*hand_over + *wait).as_secs_f64() / time.as_secs_f64();
     let parts = format!("hand-over {}, waits {}; mean of the ranks", seconds(*hand_over), seconds(*wait));
     line("communication", &format!("{share:.1} % of the time  ({parts})"), None);
@@ -118,7 +122,7 @@ fn check(
         Some(format!("{name}[{place}] is {:e} here, {:e} there", here[place], there[place]))
     });
     let digest = training::digest(network);
-    let what = format!("one process adding the {ranks} micro-batch(es) in rank order");
+    let what = format!("one process adding {} in rank order", count(ranks, "micro-batch"));
     let verdict = match &difference {
         None => format!("equal, bit for bit, those of {what}"),
         Some(difference) => format!("differ from those of {what}: {difference}"),

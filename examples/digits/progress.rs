@@ -55,7 +55,8 @@ impl Progress {
         let visible = is_first && display != Display::None;
         if visible && display.is_bar() {
             bar.set_draw_target(ProgressDrawTarget::term_like_with_hz(Box::new(Screen), 15));
-            let template = "  {bar:36.green/dim} {percent:>3} %  {msg}";
+            // Short enough for 80 columns.
+            let template = "  {bar:24.green/dim} {percent:>3} %  {msg}";
             bar.set_style(ProgressStyle::with_template(template).expect("a good template").progress_chars("━╸━"));
         }
         Self { lines: visible && bar.is_hidden(), bar, epochs, began: Instant::now() }
@@ -81,14 +82,24 @@ impl Progress {
         );
         if self.lines {
             println!("{line}");
-        } else {
-            self.bar.println(line);
+        } else if !self.bar.is_hidden() {
+            self.bar.suspend(|| println!("{line}"));
         }
     }
 
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// "1 rank", "2 ranks".
+pub(crate) fn count(number: usize, thing: &str) -> String {
+    let ending = match (number, thing.strip_suffix("ch")) {
+        (1, _) => "",
+        (_, Some(_)) => "es",
+        _ => "s",
+    };
+    format!("{} {thing}{ending}", grouped(number as f64))
 }
 
 /// A number with a comma between thousands.
@@ -104,7 +115,7 @@ pub(crate) fn grouped(number: f64) -> String {
     text
 }
 
-/// A terminal that is reached through a launcher's pipe: moves the cursor by ANSI sequences.
+/// A terminal that is reached through a launcher's pipe: the cursor moves by ANSI sequences, and the width is unknown.
 #[derive(Debug)]
 struct Screen;
 
@@ -140,6 +151,10 @@ impl TermLike for Screen {
     }
 
     fn write_str(&self, text: &str) -> io::Result<()> {
+        if text.trim_matches(' ').is_empty() {
+            // Fills the rest of a line of `width` columns, which would be wrong on any other terminal.
+            return Ok(());
+        }
         stdout().write_all(text.as_bytes())
     }
 
