@@ -3,10 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::engine::{Built, Channel, Collective, Operation, block};
+use crate::engine::{Built, Channel, Collective, Ground, Operation, block};
 use crate::error::{Error, Result};
 use crate::plan::Algorithm;
-use crate::runtime::Job;
 use crate::tensor::{Element, Piece, RawSlice};
 use crate::transport::Link;
 
@@ -31,7 +30,7 @@ use crate::transport::Link;
 /// # Ok::<(), kolo::Error>(())
 /// ```
 pub struct Communicator {
-    pub(crate) job: Arc<Job>,
+    ground: Arc<Ground>,
     pub(crate) channel: Channel,
     pub(crate) user: Box<dyn Link>,
     /// Where messages are put together and taken apart.
@@ -46,8 +45,8 @@ impl fmt::Debug for Communicator {
 }
 
 impl Communicator {
-    pub(crate) fn new(job: Arc<Job>, built: Built) -> Self {
-        Self { job, channel: built.channel, user: built.user, scratch: Vec::new() }
+    pub(crate) fn new(ground: Arc<Ground>, built: Built) -> Self {
+        Self { ground, channel: built.channel, user: built.user, scratch: Vec::new() }
     }
 
     /// This rank's index in the communicator.
@@ -71,10 +70,10 @@ impl Communicator {
     /// Those of any collective, and [`Error::System`] or [`Error::Config`] on every rank if a host has no shared memory
     /// left for it.
     pub fn dup(&mut self) -> Result<Self> {
-        let job = Arc::clone(&self.job);
+        let ground = Arc::clone(&self.ground);
         let ranks = self.channel.team().globals().to_vec();
-        let built = job.ground().build(ranks, false, &mut |bytes| self.gather(bytes))?;
-        Ok(Self::new(job, built))
+        let built = ground.build(ranks, false, &mut |bytes| self.gather(bytes))?;
+        Ok(Self::new(ground, built))
     }
 
     /// Makes all later allreduces of this communicator use `algorithm`; `Auto` goes back to the table.
@@ -94,9 +93,7 @@ impl Communicator {
     pub(crate) fn run(&mut self, operation: Operation) -> Result<()> {
         self.channel.begin(operation)?;
         let port = Arc::clone(self.channel.port());
-        let result = block(&port, &mut self.channel, Channel::poll, |channel| {
-            (format!("communicator operation {}", channel.describe()), channel.missing())
-        });
+        let result = block(&port, &mut self.channel, Channel::poll, |channel| (channel.describe(), channel.missing()));
         if result.is_err() {
             // The caller's buffers are theirs again once this returns.
             self.channel.cancel("an earlier operation of this communicator failed; make a new one on every rank");

@@ -53,14 +53,20 @@ fn a_rank_that_panics_fails_the_case_with_its_words() {
 
 #[test]
 fn a_rank_that_hangs_is_killed_at_the_deadline() {
-    if in_ranks(|| loop {
-        println!("rank {} hangs", mpi::rank().unwrap());
-        std::thread::park();
+    if in_ranks(|| {
+        loop {
+            println!("rank {} hangs", mpi::rank().unwrap());
+            std::thread::park();
+        }
     }) {
         return;
     }
     let finished = mpirun(2).timeout(Duration::from_secs(3)).try_self("a_rank_that_hangs_is_killed_at_the_deadline");
     assert!(finished.timed_out(), "{}", finished.output);
     assert!(finished.left_behind.len() >= 3, "mpirun and both ranks: {:?}", finished.left_behind);
-    assert!(finished.output.contains("rank 0 hangs") && finished.output.contains("rank 1 hangs"), "{}", finished.output);
+    assert!(
+        finished.output.contains("rank 0 hangs") && finished.output.contains("rank 1 hangs"),
+        "{}",
+        finished.output
+    );
 }

@@ -44,9 +44,9 @@ pub(crate) struct AllreduceArgs {
     /// Reduce in place, for us and for the peer. The named interface always does.
     #[arg(long)]
     pub(crate) in_place: bool,
-    /// kolo's algorithm.
-    #[arg(long, default_value = "auto")]
-    pub(crate) algorithm: Algorithm,
+    /// kolo's algorithm; without it what KOLO_ALGORITHM says, or auto.
+    #[arg(long)]
+    pub(crate) algorithm: Option<Algorithm>,
     #[command(flatten)]
     pub(crate) contest: ContestArgs,
 }
@@ -61,9 +61,9 @@ pub(crate) struct ListArgs {
     /// Whose memory holds our tensors: the process's own, or `kolo.alloc`'s. Peers always get the process's own.
     #[arg(long, value_enum, default_value_t = Buffers::Private)]
     pub(crate) buffers: Buffers,
-    /// kolo's algorithm.
-    #[arg(long, default_value = "auto")]
-    pub(crate) algorithm: Algorithm,
+    /// kolo's algorithm; without it what KOLO_ALGORITHM says, or auto.
+    #[arg(long)]
+    pub(crate) algorithm: Option<Algorithm>,
     #[command(flatten)]
     pub(crate) contest: ContestArgs,
 }
@@ -137,6 +137,12 @@ pub(crate) enum Peer {
     MpiFused,
 }
 
+/// The algorithm that a report names: what was asked for, here or in the environment, where kolo itself looks.
+pub(crate) fn algorithm_name(asked: Option<Algorithm>) -> String {
+    let environment = || std::env::var("KOLO_ALGORITHM").ok().filter(|name| !name.is_empty());
+    asked.map(|algorithm| algorithm.to_string()).or_else(environment).unwrap_or_else(|| Algorithm::Auto.to_string())
+}
+
 /// The name a value has on the command line.
 pub(crate) fn name_of(value: &impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
@@ -154,12 +160,12 @@ impl Cli {
         Ok(cli)
     }
 
-    /// kolo's algorithm, where the command chooses one.
-    pub(crate) fn algorithm(&self) -> Algorithm {
+    /// kolo's algorithm, where the command line chooses one.
+    pub(crate) fn algorithm(&self) -> Option<Algorithm> {
         match &self.command {
             Command::Allreduce(args) => args.algorithm,
             Command::List(args) => args.algorithm,
-            Command::Idle(_) | Command::Late(_) => Algorithm::Auto,
+            Command::Idle(_) | Command::Late(_) => None,
         }
     }
 

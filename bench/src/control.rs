@@ -1,7 +1,7 @@
 //! What the ranks tell each other outside of what is timed.
 
 use anyhow::Result;
-use kolo::{Communicator, Kolo, ReduceOp};
+use kolo::{Algorithm, Communicator, Kolo, ReduceOp};
 
 /// What the method needs from the ranks together.
 pub(crate) trait Ranks {
@@ -44,7 +44,10 @@ impl Control {
     ///
     /// Those of kolo.
     pub(crate) fn new(kolo: &Kolo) -> Result<Self> {
-        Ok(Self { communicator: kolo.communicator()? })
+        let mut communicator = kolo.communicator()?;
+        // An algorithm that was asked for is for what is measured.
+        communicator.set_algorithm(Algorithm::Auto)?;
+        Ok(Self { communicator })
     }
 
     /// Every rank's values, by rank. All ranks pass equally many.

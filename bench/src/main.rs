@@ -30,7 +30,10 @@ fn main() -> ExitCode {
     let parsed = Cli::from_args(std::env::args_os());
     let builder = kolo::Builder::new();
     let builder = match &parsed {
-        Ok(cli) => builder.algorithm(cli.algorithm()),
+        Ok(cli) => match cli.algorithm() {
+            Some(algorithm) => builder.knob("KOLO_ALGORITHM", algorithm.name()),
+            None => builder,
+        },
         Err(error) if error.use_stderr() && under_launcher() => builder,
         Err(error) => {
             if error.use_stderr() || launched_rank().is_none_or(|rank| rank == "0") {

@@ -1,9 +1,12 @@
 //! Allreduce: every rank gets the reduction of all ranks' elements.
 
 use crate::communicator::{Communicator, apart};
+use crate::coordinator::Kind;
 use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::tensor::{Element, Piece, RawSlice, ReduceOp};
+use crate::handle::{Call, Handle, Options, Scope, ScopedHandle};
+use crate::process_set::ProcessSet;
+use crate::tensor::{Element, Piece, RawSlice, ReduceOp, Tensor};
 
 impl Communicator {
     /// Reduces `data` over all ranks, in place: afterwards every rank holds the same bits.
@@ -38,5 +41,106 @@ impl Communicator {
             )));
         }
         self.run_on::<T>(Collective::Allreduce(op), input.len(), apart(input, output))
+    }
+}
+
+impl ProcessSet {
+    /// Reduces the tensor `name` over the set's ranks, in place, and waits for it.
+    ///
+    /// # Collective
+    /// Every rank of the set submits the name, with the same type, length, `op` and scale factors; in any order among
+    /// names, from any thread.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the name is in flight already or is no name (empty, or over 512 bytes); [`Error::Mismatch`] on
+    /// every rank if they ask for different things, before data moves; [`Error::Timeout`] at the deadline; the first
+    /// failure of the job. `data` holds unspecified elements after the last two.
+    pub fn allreduce<T: Element>(&self, name: &str, data: &mut [T], op: ReduceOp) -> Result<()> {
+        self.allreduce_with(name, data, op, &Options::default())
+    }
+
+    /// As [`allreduce`](Self::allreduce), with scale factors and a deadline.
+    ///
+    /// # Errors
+    /// As [`allreduce`](Self::allreduce).
+    pub fn allreduce_with<T: Element>(
+        &self,
+        name: &str,
+        data: &mut [T],
+        op: ReduceOp,
+        options: &Options,
+    ) -> Result<()> {
+        let kind = Kind::Allreduce { op };
+        let call = Call { kind, dtype: T::DTYPE, shape: vec![data.len()], options: *options };
+        self.set.blocking(name, call, RawSlice::of_mut(data))
+    }
+
+    /// Begins to reduce the tensor `name`; the handle gives it back.
+    ///
+    /// ```
+    /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
+    /// let handle = kolo.allreduce_async("gradient", vec![kolo.rank() as f32; 3], kolo::ReduceOp::Sum)?;
+    /// // ... compute the next gradient meanwhile ...
+    /// assert_eq!(handle.wait()?, [1.0; 3]);
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Collective
+    /// As [`allreduce`](Self::allreduce); the tensor's shape must be equal on every rank, too.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the name is in flight already or is no name, or the tensor's shape does not fit its elements.
+    /// All others come from the handle. The tensor is dropped if the call fails.
+    pub fn allreduce_async<B>(&self, name: &str, tensor: B, op: ReduceOp) -> Result<Handle<B>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        self.allreduce_async_with(name, tensor, op, &Options::default())
+    }
+
+    /// As [`allreduce_async`](Self::allreduce_async), with scale factors and a deadline.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async).
+    pub fn allreduce_async_with<B>(&self, name: &str, tensor: B, op: ReduceOp, options: &Options) -> Result<Handle<B>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        self.set.owned(name, Kind::Allreduce { op }, tensor, *options)
+    }
+}
+
+impl<'scope, 'env> Scope<'scope, 'env> {
+    /// Begins to reduce the borrowed tensor `name`, in place.
+    ///
+    /// # Collective
+    /// As [`ProcessSet::allreduce_async`].
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce_async`].
+    pub fn allreduce_async<T: Element>(
+        &'scope self,
+        name: &str,
+        data: &'env mut [T],
+        op: ReduceOp,
+    ) -> Result<ScopedHandle<'scope>> {
+        self.allreduce_async_with(name, data, op, &Options::default())
+    }
+
+    /// As [`allreduce_async`](Self::allreduce_async), with scale factors and a deadline.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce_async`].
+    pub fn allreduce_async_with<T: Element>(
+        &'scope self,
+        name: &str,
+        data: &'env mut [T],
+        op: ReduceOp,
+        options: &Options,
+    ) -> Result<ScopedHandle<'scope>> {
+        let call = Call { kind: Kind::Allreduce { op }, dtype: T::DTYPE, shape: vec![data.len()], options: *options };
+        self.begin(name, call, RawSlice::of_mut(data))
     }
 }

@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 
 pub use docs::{knobs, knobs_help};
 pub(crate) use raw::Raw;
-pub use table::{Alias, Knob};
 pub(crate) use table::Config;
+pub use table::{Alias, Knob};
 use table::{FILE, KNOBS};
 pub(crate) use value::{AlgorithmName, Auto, Bytes, Hosts, OrOff, Value};
 
@@ -26,8 +26,8 @@ pub(crate) struct Loaded {
 impl Config {
     /// The configuration of this process: what the program set, then the environment, then the file.
     pub(crate) fn load(program: Raw) -> Result<Loaded> {
-        let variables = std::env::vars_os()
-            .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok())));
+        let variables =
+            std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok())));
         Self::load_from(program, variables.collect())
     }
 
@@ -45,9 +45,7 @@ impl Config {
     fn validate(raw: &Raw) -> Result<Self> {
         let mut config = Self::default();
         for (name, source, text) in raw.settings() {
-            config
-                .set(name, text)
-                .map_err(|wrong| Error::config(format!("{name} is '{text}' ({source}): {wrong}")))?;
+            config.set(name, text).map_err(|wrong| Error::config(format!("{name} is '{text}' ({source}): {wrong}")))?;
         }
         config.check().map_err(Error::config)?;
         Ok(config)
@@ -167,12 +165,10 @@ mod tests {
 
     #[test]
     fn names_of_horovod_count_seconds_and_zero_means_default() {
-        let config = load(
-            &[],
-            &[("HOROVOD_STALL_CHECK_TIME_SECONDS", "30"), ("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "0")],
-        )
-        .expect("valid")
-        .config;
+        let config =
+            load(&[], &[("HOROVOD_STALL_CHECK_TIME_SECONDS", "30"), ("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "0")])
+                .expect("valid")
+                .config;
         assert_eq!(config.stall_warning, OrOff(Some(Duration::from_secs(30))));
         assert_eq!(config.deadline, Config::default().deadline);
     }

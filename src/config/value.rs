@@ -75,8 +75,14 @@ impl Value for Bytes {
 }
 
 /// Units of time in nanoseconds, largest first.
-const TIME_UNITS: [(&str, u64); 6] =
-    [("h", 3_600_000_000_000), ("min", 60_000_000_000), ("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000), ("ns", 1)];
+const TIME_UNITS: [(&str, u64); 6] = [
+    ("h", 3_600_000_000_000),
+    ("min", 60_000_000_000),
+    ("s", 1_000_000_000),
+    ("ms", 1_000_000),
+    ("us", 1_000),
+    ("ns", 1),
+];
 
 impl Value for Duration {
     const FORM: &'static str = "a duration, as in 300s or 5ms";
@@ -256,7 +262,8 @@ mod tests {
 
     #[test]
     fn bytes_take_units() {
-        let cases = [("0", 0), ("4096", 4096), ("64MiB", 64 << 20), ("1.5kB", 1500), ("2 gib", 2 << 30), ("1_000", 1000)];
+        let cases =
+            [("0", 0), ("4096", 4096), ("64MiB", 64 << 20), ("1.5kB", 1500), ("2 gib", 2 << 30), ("1_000", 1000)];
         for (text, bytes) in cases {
             assert_eq!(Bytes::parse(text), Ok(Bytes(bytes)), "{text}");
         }

@@ -15,7 +15,7 @@ pub(crate) struct Ticket(pub(crate) u64);
 /// Numbers that must be equal on every rank of the set, but for the two marked *local*.
 #[derive(Clone, Debug)]
 pub(crate) struct Params {
-    /// Cached slots; the words of a member are `capacity / 64`. A multiple of 64, at most 65,536.
+    /// Cached slots, 1 to 65,536. A member has `capacity.div_ceil(64)` words.
     pub(crate) capacity: usize,
     /// The largest log entry in bytes, at least [`Params::MIN_ENTRY`].
     pub(crate) max_entry: usize,

@@ -115,13 +115,21 @@ impl Request {
     /// An allreduce of host memory without factors.
     pub(crate) fn allreduce(name: impl Into<Arc<str>>, dtype: DType, shape: Vec<usize>, op: ReduceOp) -> Self {
         let kind = Kind::Allreduce { op };
-        Self { name: name.into(), spec: Spec { kind, dtype, device: Device::Host, prescale: 1.0, postscale: 1.0 }, shape }
+        Self {
+            name: name.into(),
+            spec: Spec { kind, dtype, device: Device::Host, prescale: 1.0, postscale: 1.0 },
+            shape,
+        }
     }
 
     /// A broadcast of host memory from set rank `root`.
     pub(crate) fn broadcast(name: impl Into<Arc<str>>, dtype: DType, shape: Vec<usize>, root: u32) -> Self {
         let kind = Kind::Broadcast { root };
-        Self { name: name.into(), spec: Spec { kind, dtype, device: Device::Host, prescale: 1.0, postscale: 1.0 }, shape }
+        Self {
+            name: name.into(),
+            spec: Spec { kind, dtype, device: Device::Host, prescale: 1.0, postscale: 1.0 },
+            shape,
+        }
     }
 
     /// The number of elements. Checked by [`Request::validate`] to be sane.
@@ -211,6 +219,20 @@ impl Request {
         (elements <= MAX_ELEMENTS && !name.is_empty()).then(|| Self { name: name.into(), spec, shape })
     }
 
+    /// Whether [`Request::take_view`] would read something, without allocating.
+    pub(super) fn check_view(take: &mut Take<'_>) -> Option<()> {
+        Kind::decode(take)?;
+        DType::from_code(take.u8()?)?;
+        if take.u8().filter(|flags| *flags < 4)? & 2 != 0 {
+            take.slice(16)?;
+        }
+        let mut elements = 1u64;
+        for _ in 0..take.bounded(MAX_DIMS as u64)? {
+            elements = elements.saturating_mul(take.varint()?);
+        }
+        (elements <= MAX_ELEMENTS).then_some(())
+    }
+
     /// The request in words, without its name: a line of a mismatch.
     pub(crate) fn describe(&self) -> String {
         let Spec { kind, dtype, device, prescale, postscale } = self.spec;
@@ -275,7 +297,10 @@ mod tests {
 
     #[test]
     fn words_say_what_differs() {
-        assert_eq!(sample().describe(), "allreduce average of bf16[3, 0, 70000], prescale 0.5, postscale 1 in host memory");
+        assert_eq!(
+            sample().describe(),
+            "allreduce average of bf16[3, 0, 70000], prescale 0.5, postscale 1 in host memory"
+        );
         assert_eq!(Request::broadcast("b", DType::U8, vec![], 3).describe(), "broadcast from 3 of u8[] in host memory");
     }
 
@@ -286,7 +311,9 @@ mod tests {
         assert!(refused(Request::allreduce("", DType::U8, vec![1], ReduceOp::Sum)).contains("empty"));
         assert!(refused(Request::allreduce("n".repeat(600), DType::U8, vec![], ReduceOp::Sum)).contains("600 bytes"));
         assert!(refused(Request::allreduce("d", DType::U8, vec![1; 33], ReduceOp::Sum)).contains("33 dimensions"));
-        assert!(refused(Request::allreduce("d", DType::U8, vec![usize::MAX, 4], ReduceOp::Sum)).contains("more elements"));
+        assert!(
+            refused(Request::allreduce("d", DType::U8, vec![usize::MAX, 4], ReduceOp::Sum)).contains("more elements")
+        );
         assert!(sample().validate(4).is_ok());
     }
 }

@@ -298,8 +298,8 @@ mod tests {
         ) {
             let many = deal(len, size, batch_size, seed, 1);
             let one = deal(len, 1, size * batch_size, seed, 1);
-            for step in 0..many[0].len() {
-                prop_assert_eq!(global(&many, step), one[0][step].indices());
+            for (step, batch) in one[0].iter().enumerate() {
+                prop_assert_eq!(global(&many, step), batch.indices());
             }
         }
     }

@@ -49,13 +49,7 @@ impl std::fmt::Debug for Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(
-        port: Arc<Port>,
-        team: Arc<Team>,
-        arena: Arena,
-        link: Box<dyn Link>,
-        table: Table,
-    ) -> Self {
+    pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Box<dyn Link>, table: Table) -> Self {
         let two_level = TwoLevel::new(team.hosts().to_vec(), team.rank());
         Self { port, team, arena, link, table, two_level, sequence: 0, chunks: 0, current: None, poisoned: None }
     }
@@ -136,6 +130,13 @@ impl Channel {
         self.poisoned.as_ref()
     }
 
+    /// The last operation that began, in words.
+    pub(crate) fn describe(&self) -> String {
+        let own = self.arena.announced(self.team.member(), self.sequence);
+        let what = own.map_or_else(|| "not announced yet".to_owned(), describe);
+        format!("communicator operation {} ({what})", self.sequence)
+    }
+
     /// The global ranks of this host that the operation in flight waits for.
     pub(crate) fn missing(&self) -> Vec<u32> {
         match &self.current {
@@ -153,7 +154,7 @@ impl Channel {
     }
 
     /// The global rank of a member.
-    pub(super) fn global(&self, member: usize) -> u32 {
+    pub(crate) fn global(&self, member: usize) -> u32 {
         self.team.global(self.team.members()[member])
     }
 

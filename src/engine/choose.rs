@@ -1,12 +1,12 @@
 //! From an operation to the schedule that runs it.
 
+use super::Channel;
 use super::channel::Run;
 use super::fold::Fold;
 use super::host::{HostRun, align};
 use super::inline::InlineRun;
 use super::operation::{Collective, Operation};
 use super::rounds::{RoundRun, Work};
-use super::Channel;
 use crate::plan::ring::Ring;
 use crate::plan::tree::Tree;
 use crate::plan::{Algorithm, HostOp, HostPlan, LinkPlan, Span};
@@ -59,14 +59,7 @@ impl Channel {
         Run::Host(Box::new(HostRun::new(self, print, plan, fold, operation, None, None)))
     }
 
-    fn rounds(
-        &self,
-        operation: Operation,
-        print: Fingerprint,
-        fold: Option<Fold>,
-        plan: LinkPlan,
-        work: Work,
-    ) -> Run {
+    fn rounds(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>, plan: LinkPlan, work: Work) -> Run {
         Run::Rounds(Box::new(RoundRun::new(print, plan, None, operation, fold, work)))
     }
 
@@ -113,11 +106,7 @@ impl Channel {
             return self.host(operation, print, None, HostOp::Allgather);
         }
         let (ranks, me, count) = (self.team.size(), self.team.rank(), operation.count);
-        let work = Work {
-            whole: ranks * count,
-            own: Span::new(me * count, count),
-            kept: Span::new(0, ranks * count),
-        };
+        let work = Work { whole: ranks * count, own: Span::new(me * count, count), kept: Span::new(0, ranks * count) };
         self.rounds(operation, print, None, Ring::allgather(ranks, me, count).into(), work)
     }
 
@@ -126,11 +115,7 @@ impl Channel {
             return self.host(operation, print, fold, HostOp::ReduceScatter);
         }
         let (ranks, me, count) = (self.team.size(), self.team.rank(), operation.count);
-        let work = Work {
-            whole: ranks * count,
-            own: Span::new(0, ranks * count),
-            kept: Span::new(me * count, count),
-        };
+        let work = Work { whole: ranks * count, own: Span::new(0, ranks * count), kept: Span::new(me * count, count) };
         self.rounds(operation, print, fold, Ring::reduce_scatter(ranks, me, count).into(), work)
     }
 }

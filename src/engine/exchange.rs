@@ -2,10 +2,10 @@
 
 use super::Step;
 use super::operation::describe;
-use crate::transport::shm::Fingerprint;
 use crate::error::{Error, Result};
 use crate::plan::{Combine, LinkPlan, Round, Span, Values};
 use crate::transport::Link;
+use crate::transport::shm::Fingerprint;
 
 /// The elements that a schedule works on, wherever they lie.
 ///
@@ -217,7 +217,8 @@ impl Exchange {
 
     /// The set ranks that the current round still waits for.
     pub(super) fn missing(&self) -> Vec<usize> {
-        let late = |(receive, &done): (&crate::plan::Receive, &usize)| (done < receive.span.len).then_some(receive.from);
+        let late =
+            |(receive, &done): (&crate::plan::Receive, &usize)| (done < receive.span.len).then_some(receive.from);
         let unsent = |(send, &done): (&crate::plan::Send, &usize)| (done < send.span.len).then_some(send.to);
         let receives = self.round.receives.iter().zip(&self.received).filter_map(late);
         receives.chain(self.round.sends.iter().zip(&self.sent).filter_map(unsent)).collect()

@@ -2,23 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use super::routes::Routes;
 use super::{Channel, Port, Team};
 use crate::error::{Error, Result};
-use crate::os::share;
+use crate::membership::{Job, share};
 use crate::plan::{Algorithm, Layout, Table, Thresholds};
 use crate::transport::Link;
 use crate::transport::shm::{Arena, ArenaParams, Memory};
 
-/// Makes links between ranks of different hosts.
-pub(crate) trait Network: Send + Sync {
-    /// A link for stream `channel` of set `set` between the global ranks `ranks`, of which this one is `ranks[me]`.
-    fn link(&self, set: u32, channel: u8, ranks: &[u32], me: usize) -> Result<Box<dyn Link>>;
-}
-
 /// Gathers one message of every rank of a set, in set order. Every rank calls it the same number of times.
-pub(crate) type Gather<'a> = dyn FnMut(&[u8]) -> Result<Vec<Vec<u8>>> + 'a;
+pub(super) type Gather<'a> = dyn FnMut(&[u8]) -> Result<Vec<Vec<u8>>> + 'a;
 
 /// The streams of a set that may be under way at the same time.
 #[derive(Clone, Copy, Debug)]
@@ -29,26 +24,13 @@ enum Stream {
     Negotiation = 2,
 }
 
-/// Where sets are built.
+/// Where a rank's sets are built. Keeps the rank in the job.
+#[derive(Debug)]
 pub(crate) struct Ground {
-    pub(crate) port: Arc<Port>,
-    /// This rank in the job.
-    pub(crate) rank: u32,
-    /// The host of each global rank.
-    pub(crate) host_of: Vec<usize>,
-    pub(crate) way: share::Way,
-    pub(crate) network: Option<Box<dyn Network>>,
-    pub(crate) slot_bytes: usize,
-    pub(crate) slots: usize,
-    pub(crate) deterministic: bool,
-    pub(crate) algorithm: Algorithm,
-    pub(crate) next_set: AtomicU32,
-}
-
-impl std::fmt::Debug for Ground {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ground").field("rank", &self.rank).field("host_of", &self.host_of).finish_non_exhaustive()
-    }
+    pub(crate) job: Arc<Job>,
+    port: Arc<Port>,
+    algorithm: Algorithm,
+    next_set: AtomicU32,
 }
 
 /// A set as it was built: its collectives, and its other streams.
@@ -62,19 +44,39 @@ pub(crate) struct Built {
 }
 
 impl Ground {
+    /// # Errors
+    /// A knob with a value that cannot serve.
+    pub(crate) fn new(job: Arc<Job>) -> Result<Arc<Self>> {
+        let config = &job.config;
+        let roster = job.roster.clone();
+        let port = Arc::new(Port {
+            control: job.control.clone(),
+            crowded: config.spin.0.map_or(job.topology.host().oversubscribed, |spin| spin.is_zero()),
+            deadline: config.deadline,
+            warning: config.stall_warning.0.unwrap_or(Duration::MAX),
+            absence: Box::new(move |rank| roster.missing(rank as usize)),
+        });
+        let algorithm = config.algorithm.0.parse()?;
+        Ok(Arc::new(Self { job, port, algorithm, next_set: AtomicU32::new(1) }))
+    }
+
+    pub(crate) fn port(&self) -> &Arc<Port> {
+        &self.port
+    }
+
     /// Builds a set of the global ranks `ranks`, which include this one.
     ///
     /// Collective over the set: every rank calls it with equal arguments, in an order that is the same for any two ranks
     /// that share two sets.
     pub(crate) fn build(&self, ranks: Vec<u32>, negotiated: bool, gather: &mut Gather<'_>) -> Result<Built> {
-        let host_of = |rank: u32| self.host_of[rank as usize];
-        let team = Arc::new(Team::new(ranks, self.rank, host_of));
+        let (config, topology) = (&self.job.config, &self.job.topology);
+        let team = Arc::new(Team::new(ranks, self.job.rank() as u32, |rank| topology.host_of(rank as usize)));
         let id = self.agree_on_id(gather)?;
         let members = team.members().len();
         let params = ArenaParams {
             members,
-            slot_bytes: self.slot_bytes,
-            slots: self.slots,
+            slot_bytes: config.slot_bytes.0,
+            slots: config.slots,
             mail_bytes: ArenaParams::MAIL,
             negotiated,
         };
@@ -83,9 +85,8 @@ impl Ground {
         let memory = self.share(&team, first + second, gather)?;
         let arena = Arena::new(&memory.part(0, first), &params, team.member())?;
         let letters = Arena::new(&memory.part(first, second), &letters, team.member())?;
-        let layout =
-            Layout { hosts: team.hosts().len(), ranks: team.size(), contiguous: is_contiguous(team.hosts()) };
-        let table = Table::new(layout, Thresholds::DEFAULT, self.deterministic, self.algorithm)?;
+        let layout = Layout { hosts: team.hosts().len(), ranks: team.size(), contiguous: is_contiguous(team.hosts()) };
+        let table = Table::new(layout, Thresholds::DEFAULT, config.deterministic, self.algorithm)?;
         let routes = |arena: &Arena, stream| -> Result<Box<dyn Link>> {
             let network = self.network(id, stream, &team)?;
             Ok(Box::new(Routes::new(Arc::clone(&self.port), &team, arena, network)))
@@ -97,12 +98,19 @@ impl Ground {
         Ok(Built { id, channel, user, negotiation })
     }
 
+    /// Takes part in the building of a set that this rank is not in, where all ranks of the job exchange.
+    pub(crate) fn attend(&self, gather: &mut Gather<'_>) -> Result<()> {
+        self.agree_on_id(gather)?;
+        refuse(&gather(&[0])?)?;
+        refuse(&gather(&[0])?)
+    }
+
     fn network(&self, id: u32, stream: Stream, team: &Team) -> Result<Option<Box<dyn Link>>> {
         if team.is_local() {
             return Ok(None);
         }
-        let network = self.network.as_ref().ok_or_else(|| Error::config("ranks on several hosts without a network"))?;
-        network.link(id, stream as u8, team.globals(), team.rank()).map(Some)
+        let ranks: Vec<usize> = team.globals().iter().map(|&rank| rank as usize).collect();
+        self.job.link(id, stream as u8, &ranks).map(Some)
     }
 
     /// An id that no set of any of the ranks has.
@@ -118,14 +126,14 @@ impl Ground {
     /// Memory shared by the members of each host. If a host has none to give, every rank gets that host's error.
     fn share(&self, team: &Team, bytes: usize, gather: &mut Gather<'_>) -> Result<Memory> {
         let leads = team.member() == 0;
-        let offer = leads.then(|| share::create(self.way, bytes));
+        let offer = leads.then(|| share::create(self.job.way, bytes));
         let message = match &offer {
             Some(Ok(offer)) => [&[0][..], &offer.token()].concat(),
             Some(Err(error)) => [&[1][..], error.to_string().as_bytes()].concat(),
             None => vec![0],
         };
         let offers = gather(&message)?;
-        refuse(&offers, team)?;
+        refuse(&offers)?;
         let mapping = match &offer {
             Some(Ok(offer)) => Ok(Arc::clone(offer.mapping())),
             _ => share::open(&offers[team.members()[0]][1..]),
@@ -135,18 +143,18 @@ impl Ground {
             Ok(_) => vec![0],
             Err(error) => [&[1][..], error.to_string().as_bytes()].concat(),
         };
-        refuse(&gather(&message)?, team)?;
+        refuse(&gather(&message)?)?;
         Ok(Memory::new(mapping?))
     }
 }
 
 /// An error if a rank sent one.
-fn refuse(messages: &[Vec<u8>], team: &Team) -> Result<()> {
+fn refuse(messages: &[Vec<u8>]) -> Result<()> {
     match messages.iter().position(|message| message.first() == Some(&1)) {
         None => Ok(()),
         Some(rank) => {
             let text = String::from_utf8_lossy(&messages[rank][1..]).into_owned();
-            Err(Error::config(format!("rank {}: {text}", team.global(rank))))
+            Err(Error::config(format!("rank {rank} of the set: {text}")))
         }
     }
 }

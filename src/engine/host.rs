@@ -14,10 +14,10 @@ use super::rounds::RoundRun;
 use super::slice::Slice;
 use super::{Channel, Step};
 use crate::device::host::{Sink, Source, copy_scaled};
-use crate::transport::shm::Fingerprint;
 use crate::error::Result;
 use crate::plan::{ChunkSteps, Cross, HostPlan, Own, ReducePart, TwoLevel, UnpackAfter};
 use crate::tensor::DType;
+use crate::transport::shm::Fingerprint;
 
 /// The state of one collective in the slots.
 #[derive(Debug)]
@@ -162,14 +162,19 @@ impl HostRun {
         let slot = self.slot(channel, channel.team.member(), self.packed);
         let size = self.dtype.size();
         for pack in &self.steps.pack {
-            self.regions.each(|piece| piece.input, pack.data.start, pack.data.len, |memory, offset| {
-                // SAFETY: the slot is this member's until it publishes ("slot reuse"), the plan keeps within it, and
-                // the operation owns its input.
-                unsafe {
-                    let at = slot.add((pack.slot + offset) * size);
-                    copy_scaled(self.dtype, memory.ptr(), at, memory.len() / size, self.prescale);
-                }
-            });
+            self.regions.each(
+                |piece| piece.input,
+                pack.data.start,
+                pack.data.len,
+                |memory, offset| {
+                    // SAFETY: the slot is this member's until it publishes ("slot reuse"), the plan keeps within it, and
+                    // the operation owns its input.
+                    unsafe {
+                        let at = slot.add((pack.slot + offset) * size);
+                        copy_scaled(self.dtype, memory.ptr(), at, memory.len() / size, self.prescale);
+                    }
+                },
+            );
         }
         self.packed += 1;
     }
@@ -203,19 +208,24 @@ impl HostRun {
         let (members, me) = (channel.team.members().len(), channel.team.member());
         let size = self.dtype.size();
         let output = part.output.unwrap_or_default();
-        self.regions.each(|piece| piece.output, output, part.slot.len, |memory, offset| {
-            let at = (part.slot.start + offset) * size;
-            let slot = |member| self.slot(channel, member, self.reduced).wrapping_add(at);
-            let source = |member| match part.own {
-                Own::Input(start) if member == me => Source::Elements(self.input(start + offset)),
-                _ => Source::Elements(slot(member)),
-            };
-            let sinks = [Sink::Elements(memory.ptr()), Sink::Elements(slot(me))];
-            let sinks = if part.share { &sinks[..] } else { &sinks[..1] };
-            // SAFETY: every member has packed this chunk and none packs it again before this member is done; this
-            // span of this member's slot is read by others only after `reduced` is published; outputs are ours.
-            unsafe { fold.members(None, members, source, memory.len() / size, sinks, fold.finish) };
-        });
+        self.regions.each(
+            |piece| piece.output,
+            output,
+            part.slot.len,
+            |memory, offset| {
+                let at = (part.slot.start + offset) * size;
+                let slot = |member| self.slot(channel, member, self.reduced).wrapping_add(at);
+                let source = |member| match part.own {
+                    Own::Input(start) if member == me => Source::Elements(self.input(start + offset)),
+                    _ => Source::Elements(slot(member)),
+                };
+                let sinks = [Sink::Elements(memory.ptr()), Sink::Elements(slot(me))];
+                let sinks = if part.share { &sinks[..] } else { &sinks[..1] };
+                // SAFETY: every member has packed this chunk and none packs it again before this member is done; this
+                // span of this member's slot is read by others only after `reduced` is published; outputs are ours.
+                unsafe { fold.members(None, members, source, memory.len() / size, sinks, fold.finish) };
+            },
+        );
     }
 
     /// The address of an element of the input.
@@ -229,14 +239,8 @@ impl HostRun {
         let Some(mut cross) = self.cross.take() else { return Ok(Step::Ready(())) };
         let slots = (0..channel.team.members().len()).map(|member| self.slot(channel, member, self.reduced)).collect();
         let step = {
-            let mut slice = Slice {
-                fold,
-                slots,
-                me: channel.team.member(),
-                part,
-                regions: &self.regions,
-                work: &mut cross.work,
-            };
+            let mut slice =
+                Slice { fold, slots, me: channel.team.member(), part, regions: &self.regions, work: &mut cross.work };
             slice.prepare();
             if cross.exchange.is_none() {
                 let plan = cross.two_level.cross(cross.cross, part.slot.len, align(self.dtype));
@@ -262,9 +266,7 @@ impl HostRun {
         let needed = self.count(self.unpacked + 1);
         match self.steps.after {
             UnpackAfter::Packed => self.all_packed(channel, self.unpacked),
-            UnpackAfter::Reduced => {
-                self.steps.unpack.iter().all(|unpack| channel.arena.reduced(unpack.from) >= needed)
-            }
+            UnpackAfter::Reduced => self.steps.unpack.iter().all(|unpack| channel.arena.reduced(unpack.from) >= needed),
         }
     }
 
@@ -273,14 +275,19 @@ impl HostRun {
         let size = self.dtype.size();
         for unpack in &self.steps.unpack {
             let slot = self.slot(channel, unpack.from, self.unpacked);
-            self.regions.each(|piece| piece.output, unpack.output, unpack.slot.len, |memory, offset| {
-                // SAFETY: the member has published this span and leaves it alone until every member is done with the
-                // chunk; the operation owns its output.
-                unsafe {
-                    let at = slot.add((unpack.slot.start + offset) * size);
-                    std::ptr::copy_nonoverlapping(at.cast_const(), memory.ptr(), memory.len());
-                }
-            });
+            self.regions.each(
+                |piece| piece.output,
+                unpack.output,
+                unpack.slot.len,
+                |memory, offset| {
+                    // SAFETY: the member has published this span and leaves it alone until every member is done with the
+                    // chunk; the operation owns its output.
+                    unsafe {
+                        let at = slot.add((unpack.slot.start + offset) * size);
+                        std::ptr::copy_nonoverlapping(at.cast_const(), memory.ptr(), memory.len());
+                    }
+                },
+            );
         }
         self.finish_chunk(channel);
     }

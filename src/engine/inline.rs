@@ -3,12 +3,12 @@
 //! Steps: one. Bytes moved: one line written by each rank and read by each other. Every rank reduces all payloads in
 //! rank order, so all get the same bits.
 
+use super::fold::Fold;
 use super::operation::{Collective, Operation};
 use super::{Channel, Step};
-use super::fold::Fold;
 use crate::device::host::{Sink, Source, copy_scaled};
-use crate::transport::shm::Fingerprint;
 use crate::error::Result;
+use crate::transport::shm::Fingerprint;
 
 /// 64-bit words of payload in an announcement line: its 64 bytes less the two words of the print.
 const WORDS: usize = 6;

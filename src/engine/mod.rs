@@ -25,7 +25,7 @@ mod tests;
 mod wait;
 
 pub(crate) use channel::Channel;
-pub(crate) use ground::{Built, Gather, Ground, Network};
+pub(crate) use ground::{Built, Ground};
 pub(crate) use operation::{Collective, Operation, Pieces};
 pub(crate) use team::Team;
 pub(crate) use wait::{Idle, Port, block};

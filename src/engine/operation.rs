@@ -7,12 +7,18 @@ use crate::transport::shm::Fingerprint;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Collective {
     Allreduce(ReduceOp),
-    Broadcast { root: usize },
+    Broadcast {
+        root: usize,
+    },
     Allgather,
     ReduceScatter(ReduceOp),
     Barrier,
     /// The batch that entry `index` of the decision log names. The log has agreed everything else already.
-    Logged { index: u32, op: Option<ReduceOp>, root: usize },
+    Logged {
+        index: u32,
+        op: Option<ReduceOp>,
+        root: usize,
+    },
 }
 
 /// One collective over one or more tensors of one type, as if they were one long tensor.

@@ -68,9 +68,14 @@ mod tests {
         let pieces = data.iter_mut().map(|piece| Piece::in_place(RawSlice::of_mut(piece))).collect();
         let regions = Regions::new(Pieces::Many(pieces), 4);
         let mut seen = Vec::new();
-        regions.each(|piece| piece.input, 2, 4, |memory, offset| {
-            seen.push((memory.ptr() as usize, memory.len(), offset));
-        });
+        regions.each(
+            |piece| piece.input,
+            2,
+            4,
+            |memory, offset| {
+                seen.push((memory.ptr() as usize, memory.len(), offset));
+            },
+        );
         assert_eq!(seen, [(bases[0] + 8, 4, 0), (bases[2], 4, 1), (bases[3], 8, 2)]);
         assert!(regions.contiguous(|piece| piece.input, 2, 2).is_none());
         assert_eq!(regions.contiguous(|piece| piece.input, 4, 5).unwrap().len(), 20);

@@ -5,10 +5,10 @@ use super::fold::Fold;
 use super::regions::Regions;
 use super::{Channel, Operation, Step};
 use crate::device::host::{Finish, Sink, Source, copy_scaled, partial_size, reduce};
-use crate::transport::shm::Fingerprint;
 use crate::error::Result;
 use crate::plan::{Combine, LinkPlan, Span, Values};
 use crate::tensor::{DType, Piece, RawSlice};
+use crate::transport::shm::Fingerprint;
 
 /// A collective in progress.
 #[derive(Debug)]
@@ -137,21 +137,31 @@ impl Flat {
     fn begin(&mut self) {
         let base = self.element_mut(self.work.own.start);
         let (dtype, prescale) = (self.dtype, self.prescale);
-        self.regions.each(|piece: &Piece| piece.input, 0, self.work.own.len, |memory: RawSlice, offset| {
-            let at = base.wrapping_add(offset * dtype.size());
-            // SAFETY: `own` lies in the work area, and the operation owns its input.
-            unsafe { copy_scaled(dtype, memory.ptr(), at, memory.len() / dtype.size(), prescale) };
-        });
+        self.regions.each(
+            |piece: &Piece| piece.input,
+            0,
+            self.work.own.len,
+            |memory: RawSlice, offset| {
+                let at = base.wrapping_add(offset * dtype.size());
+                // SAFETY: `own` lies in the work area, and the operation owns its input.
+                unsafe { copy_scaled(dtype, memory.ptr(), at, memory.len() / dtype.size(), prescale) };
+            },
+        );
     }
 
     /// Copies the output out.
     fn end(&self) {
         let base = self.element(self.work.kept.start);
-        self.regions.each(|piece: &Piece| piece.output, 0, self.work.kept.len, |memory: RawSlice, offset| {
-            let from = base.wrapping_add(offset * self.dtype.size());
-            // SAFETY: `kept` lies in the work area, and the operation owns its output.
-            unsafe { std::ptr::copy_nonoverlapping(from, memory.ptr(), memory.len()) };
-        });
+        self.regions.each(
+            |piece: &Piece| piece.output,
+            0,
+            self.work.kept.len,
+            |memory: RawSlice, offset| {
+                let from = base.wrapping_add(offset * self.dtype.size());
+                // SAFETY: `kept` lies in the work area, and the operation owns its output.
+                unsafe { std::ptr::copy_nonoverlapping(from, memory.ptr(), memory.len()) };
+            },
+        );
     }
 
     /// Reduces `sources` into the span's partial values.

@@ -40,12 +40,17 @@ impl Slice<'_> {
     fn output(&self, span: Span) {
         let size = self.fold.dtype.size();
         let output = self.part.output.unwrap_or_default() + span.start;
-        self.regions.each(|piece| piece.output, output, span.len, |memory, offset| {
-            let from = self.slot(self.me, span.start + offset).cast_const();
-            // SAFETY: the span lies in the slice, which this rank has just written; the operation owns its output.
-            unsafe { std::ptr::copy_nonoverlapping(from, memory.ptr(), memory.len()) };
-            debug_assert_eq!(memory.len() % size, 0);
-        });
+        self.regions.each(
+            |piece| piece.output,
+            output,
+            span.len,
+            |memory, offset| {
+                let from = self.slot(self.me, span.start + offset).cast_const();
+                // SAFETY: the span lies in the slice, which this rank has just written; the operation owns its output.
+                unsafe { std::ptr::copy_nonoverlapping(from, memory.ptr(), memory.len()) };
+                debug_assert_eq!(memory.len() % size, 0);
+            },
+        );
     }
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::routes::Routes;
 use super::{Channel, Port, Step, Team};
+use crate::os::memory::Mapping;
 use crate::plan::{Algorithm, Layout, Table, Thresholds};
 use crate::transport::Stamp;
-use crate::os::memory::Mapping;
 use crate::transport::shm::{Arena, ArenaParams, Control, Memory};
 use crate::transport::sim::Network;
 
@@ -79,7 +79,7 @@ impl Shape {
                     crowded: true,
                     deadline: Duration::from_secs(60),
                     warning: Duration::from_secs(30),
-                    whereabouts: Box::new(|_| "in this test".to_owned()),
+                    absence: Box::new(|_| None),
                 });
                 let me = self.hosts[..host].iter().sum::<usize>() + member;
                 let all: Vec<u32> = (0..ranks as u32).collect();

@@ -80,8 +80,8 @@ fn allreduce_on_every_layout_and_algorithm() {
                     for got in &data {
                         assert!(got.iter().zip(&data[0]).all(|(a, b)| a.to_bits() == b.to_bits()), "{context}");
                         assert!(got.iter().zip(&want).all(|(&a, &b)| close(a, b)), "{context}");
-                        let ordered = hosts.len() == 1 && matches!(algorithm, Algorithm::Auto)
-                            || algorithm.is_ordered();
+                        let ordered =
+                            hosts.len() == 1 && matches!(algorithm, Algorithm::Auto) || algorithm.is_ordered();
                         if ordered {
                             assert!(got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()), "{context}");
                         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Step;
 use crate::error::{Error, Failure, Result};
+use crate::membership::Absence;
 use crate::os::sync::{spin_loop, yield_now};
 use crate::transport::shm::Control;
 
@@ -12,8 +13,8 @@ use crate::transport::shm::Control;
 const SPINS: u32 = 2000;
 /// A wait this long goes to sleep.
 const SLEEP_AFTER: Duration = Duration::from_millis(1);
-/// A sleeper looks at its deadline this often; everything else rings its doorbell.
-const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+/// A sleeper looks this often at its deadline, and whether those it waits for still exist; all else rings its doorbell.
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 
 /// What a rank needs to wait and to be woken: its place in the host's control segment, and its patience.
 pub(crate) struct Port {
@@ -22,13 +23,16 @@ pub(crate) struct Port {
     pub(crate) crowded: bool,
     pub(crate) deadline: Duration,
     pub(crate) warning: Duration,
-    /// Says of a global rank what is known of it ("left the job", "stopped (SIGSTOP), pid 17", "running").
-    pub(crate) whereabouts: Box<dyn Fn(u32) -> String + Send + Sync>,
+    /// Says why a global rank does not come, if there is something to tell.
+    pub(crate) absence: Box<dyn Fn(u32) -> Option<Absence> + Send + Sync>,
 }
 
 impl std::fmt::Debug for Port {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Port").field("local", &self.control.me()).field("crowded", &self.crowded).finish_non_exhaustive()
+        f.debug_struct("Port")
+            .field("local", &self.control.me())
+            .field("crowded", &self.crowded)
+            .finish_non_exhaustive()
     }
 }
 
@@ -42,6 +46,11 @@ impl Port {
     pub(crate) fn failure(&self) -> Error {
         let unknown = || Failure::new(0, "an unknown host", "the job was aborted and the cause could not be read");
         Error::Failed(Arc::new(self.control.failure().unwrap_or_else(unknown)))
+    }
+
+    /// Whether `kolo.pause` asks all ranks for patience.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.control.paused_until() > crate::os::time::monotonic()
     }
 
     /// Wakes the host's sleeping ranks after something was published.
@@ -61,20 +70,27 @@ impl Port {
         } else if idle.waited() < SLEEP_AFTER {
             yield_now();
         } else {
+            idle.slept = true;
             let recheck = || recheck() || self.control.aborted();
             self.control.sleep(Some(longest.min(LONGEST_SLEEP)), recheck);
         }
     }
 }
 
-/// How long a wait has found nothing.
+/// How long a wait has found nothing, and whether it went to sleep over it.
 #[derive(Debug, Default)]
 pub(crate) struct Idle {
     polls: u32,
     since: Option<Instant>,
+    slept: bool,
 }
 
 impl Idle {
+    /// Whether the wait has become long enough to sleep, and to ask why.
+    pub(crate) fn sleeps(&self) -> bool {
+        self.slept
+    }
+
     /// Time since the clock was first looked at; the spins before that are too short to count.
     pub(crate) fn waited(&mut self) -> Duration {
         let now = Instant::now();
@@ -104,15 +120,15 @@ pub(crate) fn block<S, T>(
             }
             Step::Pending => port.check()?,
         }
-        if idle.since.is_some() {
+        if idle.sleeps() {
             let waited = idle.waited();
-            if waited >= port.deadline {
-                let (what, ranks) = missing(state);
+            let (what, ranks) = missing(state);
+            port.expect(&what, &ranks)?;
+            if waited >= port.deadline && !port.is_paused() {
                 return Err(Error::Timeout { what: what.into(), waited, missing: port.blame(&ranks).into() });
             }
-            if waited >= port.warning && !warned {
+            if waited >= port.warning && !warned && !port.is_paused() {
                 warned = true;
-                let (what, ranks) = missing(state);
                 crate::event::tell_warning(&format!("{what}: waiting for {waited:.0?}; {}", port.blame(&ranks)));
             }
         }
@@ -134,8 +150,16 @@ impl Port {
         if ranks.is_empty() {
             return "no rank is known to be missing: the network may be cut".to_owned();
         }
-        let list: Vec<String> =
-            ranks.iter().map(|&rank| format!("rank {rank} ({})", (self.whereabouts)(rank))).collect();
-        format!("missing: {}; see what those ranks do, or raise KOLO_DEADLINE", list.join(", "))
+        let tell = |&rank: &u32| (self.absence)(rank).map_or_else(|| format!("rank {rank}"), |why| why.to_string());
+        let list: Vec<String> = ranks.iter().map(tell).collect();
+        format!("missing: {}; see what those ranks do, or raise KOLO_DEADLINE", list.join("; "))
+    }
+
+    /// An error if one of the ranks that `what` waits for will never come.
+    pub(crate) fn expect(&self, what: &str, ranks: &[u32]) -> Result<()> {
+        let gone = ranks.iter().filter_map(|&rank| (self.absence)(rank)).find(Absence::is_final);
+        let Some(absence) = gone else { return Ok(()) };
+        self.check()?;
+        Err(Error::Poisoned(format!("{what} cannot end: {absence}").into()))
     }
 }

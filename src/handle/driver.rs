@@ -94,7 +94,8 @@ impl Driver {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() {
             let driver = Arc::clone(self);
-            let spawned = Builder::new().name(format!("kolo-engine-{}", self.port.control.me())).spawn(move || driver.run());
+            let spawned =
+                Builder::new().name(format!("kolo-engine-{}", self.port.control.me())).spawn(move || driver.run());
             *thread = Some(spawned.map_err(|error| {
                 Error::system("cannot start kolo's background thread; raise the limit of processes (ulimit -u)", error)
             })?);
@@ -102,19 +103,20 @@ impl Driver {
         Ok(())
     }
 
+    /// The sets, copied out: none of them is touched under the list's lock.
+    fn live_sets(&self) -> Vec<Arc<NamedSet>> {
+        let sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        sets.iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// Advances every set that no other thread is advancing, once.
     ///
     /// Returns whether anything moved, and when a set wants to be looked at again at the latest.
     fn drive(&self) -> (bool, Option<Duration>) {
-        // The list is copied out: a set may end operations whose owners add or drop sets.
-        let sets: Vec<Arc<NamedSet>> = {
-            let sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
-            sets.iter().filter_map(Weak::upgrade).collect()
-        };
         let now = self.now();
         let mut moved = false;
         let mut wake_at: Option<Duration> = None;
-        for set in &sets {
+        for set in self.live_sets() {
             if let Some((step, at)) = set.try_poll(now) {
                 moved |= step != Step::Pending;
                 wake_at = [wake_at, at].into_iter().flatten().min();
@@ -162,7 +164,8 @@ impl Driver {
             if waited >= deadline {
                 return Ok(false);
             }
-            let longest = wake_at.map_or(deadline - waited, |at| (deadline - waited).min(at.saturating_sub(self.now())));
+            let longest =
+                wake_at.map_or(deadline - waited, |at| (deadline - waited).min(at.saturating_sub(self.now())));
             self.port.back_off(&mut idle, longest, || self.drive().0 || over());
         }
     }
@@ -202,8 +205,11 @@ impl Driver {
         self.asleep.store(false, Ordering::SeqCst);
     }
 
-    /// Ends the background thread. Operations in flight are advanced no more unless somebody waits for them.
-    pub(crate) fn shut_down(&self) {
+    /// Ends all operations in flight with `error`, and the background thread.
+    pub(crate) fn shut_down(&self, error: &Error) {
+        for set in self.live_sets() {
+            set.shut(error);
+        }
         self.stop.store(true, Ordering::SeqCst);
         self.alarm.fetch_add(1, Ordering::SeqCst);
         futex::wake_all(&self.alarm);

@@ -69,7 +69,9 @@ impl Roster {
         match self.control.state(local) {
             MemberState::Left => absence(
                 Cause::Left,
-                format!("{who} has left the job (its last Kolo was dropped); keep it alive for as long as others need it"),
+                format!(
+                    "{who} has left the job (its last Kolo was dropped); keep it alive for as long as others need it"
+                ),
             ),
             MemberState::Dead => absence(Cause::Dead, format!("{who} (pid {pid}) has ended")),
             MemberState::Absent | MemberState::Joined if pid == self.pid => None,

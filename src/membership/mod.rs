@@ -6,31 +6,31 @@
 mod absence;
 mod hosts;
 mod last_words;
+pub(crate) mod share;
 mod watch;
 mod world;
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::engine::{self, Ground, Port};
 use crate::error::{Error, Failure, Result};
 use crate::event::{self, Event, Sink};
-use crate::os::share::Way;
 use crate::tensor::Reserve;
 use crate::topology::Topology;
 use crate::transport::bootstrap::Bootstrap;
 use crate::transport::link::Links;
 use crate::transport::shm::{Control, MemberState};
-use world::Messages;
+use crate::transport::{Link, Stamp};
 
 pub(crate) use absence::{Absence, Cause, Roster};
 pub(crate) use hosts::{HostState, Hosts, Waiting};
 pub(crate) use last_words::{panic_text, record_panics};
+pub(crate) use share::Way;
 pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
 pub(crate) use world::World;
 
@@ -49,6 +49,8 @@ pub(crate) struct Core {
     /// What the ranks of this host share.
     pub(crate) control: Control,
     pub(crate) roster: Roster,
+    /// What more shared memory of this job is to be made of.
+    pub(crate) way: Way,
     pub(crate) reserve: Arc<Reserve>,
     pub(crate) sink: Arc<dyn Sink>,
     /// The process that this belongs to. In a forked child nothing here does anything.
@@ -71,7 +73,6 @@ pub(crate) struct Core {
 /// A rank's membership. The drop of the last one is the rank leaving.
 pub(crate) struct Job {
     core: Arc<Core>,
-    ground: Ground,
     /// Always there, until the drop takes it.
     parts: Option<JobParts>,
 }
@@ -93,6 +94,7 @@ pub(crate) struct CoreParts {
     pub(crate) topology: Topology,
     pub(crate) config: Config,
     pub(crate) control: Control,
+    pub(crate) way: Way,
     pub(crate) reserve: Arc<Reserve>,
     pub(crate) world: World,
     pub(crate) links: Option<Links>,
@@ -101,7 +103,7 @@ pub(crate) struct CoreParts {
 
 impl Core {
     pub(crate) fn new(parts: CoreParts) -> Self {
-        let CoreParts { id, epoch, topology, config, control, reserve, world, links, nudge } = parts;
+        let CoreParts { id, epoch, topology, config, control, way, reserve, world, links, nudge } = parts;
         let (topology, pid) = (Arc::new(topology), std::process::id());
         let hosts = Hosts::new(topology.hosts().len());
         let roster = Roster { topology: Arc::clone(&topology), control: control.clone(), hosts, pid };
@@ -112,6 +114,7 @@ impl Core {
             config,
             control,
             roster,
+            way,
             reserve,
             sink: Arc::new(event::Nobody),
             pid,
@@ -263,7 +266,11 @@ impl Core {
         }
         let rank = self.topology.host().ranks[local];
         let pid = self.topology.place(rank).pid;
-        self.fail_as(Failure::new(rank as u32, self.topology.host_name(rank), format!("its process (pid {pid}) {how}")));
+        self.fail_as(Failure::new(
+            rank as u32,
+            self.topology.host_name(rank),
+            format!("its process (pid {pid}) {how}"),
+        ));
     }
 
     /// Prints once that a wait takes long. `text` says what is waited for, and who is missing.
@@ -291,15 +298,20 @@ impl Core {
     }
 }
 
-impl Job {
-    pub(crate) fn new(core: Arc<Core>, way: Way, parts: JobParts) -> Self {
-        let ground = ground(&core, way);
-        Self { core, ground, parts: Some(parts) }
+impl Core {
+    /// A stream of messages between global ranks, in set order, this one among them.
+    ///
+    /// # Errors
+    /// A job of one rank, or no room for another stream.
+    pub(crate) fn link(&self, set: u32, channel: u8, ranks: &[usize]) -> Result<Box<dyn Link>> {
+        let stamp = Stamp { job: self.id, epoch: self.epoch, set, channel };
+        self.world.link(stamp, ranks.iter().map(|&rank| rank as u32).collect(), self.rank() as u32)
     }
+}
 
-    /// Where sets are built.
-    pub(crate) fn ground(&self) -> &Ground {
-        &self.ground
+impl Job {
+    pub(crate) fn new(core: Arc<Core>, parts: JobParts) -> Self {
+        Self { core, parts: Some(parts) }
     }
 
     /// What kolo's own threads may hold without keeping the rank in the job.
@@ -324,35 +336,6 @@ impl Job {
         let Some(parts) = &self.parts else { unreachable!("only the drop takes the parts") };
         let mut bootstrap = parts.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
         bootstrap.allgather(mine).map_err(|error| self.core.check().err().unwrap_or(error))
-    }
-}
-
-/// What a job gives to its sets.
-fn ground(core: &Core, way: Way) -> Ground {
-    let config = &core.config;
-    let roster = core.roster.clone();
-    let crowded = config.spin.0.map_or(core.topology.host().oversubscribed, |spin| spin.is_zero());
-    let port = Port {
-        control: core.control.clone(),
-        crowded,
-        deadline: config.deadline,
-        warning: config.stall_warning.0.unwrap_or(Duration::MAX),
-        whereabouts: Box::new(move |rank| roster.whereabouts(rank as usize)),
-    };
-    let messages = Messages { world: Arc::clone(&core.world), id: core.id, epoch: core.epoch };
-    let several = core.topology.hosts().len() > 1;
-    Ground {
-        port: Arc::new(port),
-        rank: core.rank() as u32,
-        host_of: (0..core.size()).map(|rank| core.topology.host_of(rank)).collect(),
-        way,
-        network: several.then(|| Box::new(messages) as Box<dyn engine::Network>),
-        slot_bytes: config.slot_bytes.0,
-        slots: config.slots,
-        deterministic: config.deterministic,
-        // The names are the same, which a test holds.
-        algorithm: config.algorithm.0.parse().unwrap_or_default(),
-        next_set: AtomicU32::new(0),
     }
 }
 

@@ -1,13 +1,11 @@
 //! What holds the ranks of a job together: nothing, one process, or MPI.
 
-use std::sync::Arc;
-
-use crate::engine;
 use crate::error::{Error, Result};
-#[cfg(feature = "mpi")]
-use crate::transport::mpi;
 use crate::transport::sim::Network;
 use crate::transport::{Link, PIECE, Stamp};
+
+#[cfg(feature = "mpi")]
+use {crate::transport::mpi, std::sync::Arc};
 
 /// The world that a job lives in.
 #[derive(Debug)]
@@ -22,6 +20,22 @@ pub(crate) enum World {
 }
 
 impl World {
+    /// A stream of messages between the ranks `ranks` (in set order), of which the rank `me` is one.
+    ///
+    /// # Errors
+    /// A job without messages, or no room for another stream.
+    pub(crate) fn link(&self, stamp: Stamp, ranks: Vec<u32>, me: u32) -> Result<Box<dyn Link>> {
+        match self {
+            Self::Solo => Err(Error::argument("a job of one rank has nobody to send to")),
+            Self::Threads(network) => {
+                let me = ranks.iter().position(|&rank| rank == me).unwrap_or(usize::MAX);
+                Ok(Box::new(network.link(stamp, ranks, me, PIECE)?))
+            }
+            #[cfg(feature = "mpi")]
+            Self::Mpi(job) => Ok(Box::new(mpi::MpiChannel::new(job, stamp.set, stamp.channel, ranks, PIECE)?)),
+        }
+    }
+
     /// Whether a failure is for this job to tell. In-process jobs return it to their caller, who tells.
     pub(super) fn tells(&self) -> bool {
         !matches!(self, Self::Threads(_))
@@ -51,28 +65,6 @@ impl World {
                 let error = job.world().abort(1);
                 log::debug!("MPI did not end the job: {error}");
             }
-        }
-    }
-}
-
-/// The messages of one job, as the engine asks for them.
-#[derive(Debug)]
-pub(super) struct Messages {
-    pub(super) world: Arc<World>,
-    pub(super) id: u128,
-    pub(super) epoch: u64,
-}
-
-impl engine::Network for Messages {
-    fn link(&self, set: u32, channel: u8, ranks: &[u32], me: usize) -> Result<Box<dyn Link>> {
-        match &*self.world {
-            World::Solo => Err(Error::argument("a job of one rank has nobody to send to")),
-            World::Threads(network) => {
-                let stamp = Stamp { job: self.id, epoch: self.epoch, set, channel };
-                Ok(Box::new(network.link(stamp, ranks.to_vec(), me, PIECE)?))
-            }
-            #[cfg(feature = "mpi")]
-            World::Mpi(job) => Ok(Box::new(mpi::MpiChannel::new(job, set, channel, ranks.to_vec(), PIECE)?)),
         }
     }
 }

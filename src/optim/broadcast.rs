@@ -23,11 +23,11 @@ where
 {
     let mut parameters: Vec<(String, V)> =
         parameters.into_iter().map(|(name, values)| (format!("parameter.{}", name.as_ref()), values)).collect();
+    let lent = parameters.iter_mut();
     kolo.scope(|scope| {
-        let mut handles = Vec::with_capacity(parameters.len());
-        for (name, values) in &mut parameters {
-            handles.push(scope.broadcast_async(name, values.as_mut(), root)?);
+        for (name, values) in lent {
+            scope.broadcast_async(name, values.as_mut(), root)?;
         }
-        handles.into_iter().try_for_each(|handle| handle.wait().map(drop))
+        Ok(())
     })
 }

@@ -2,66 +2,15 @@
 
 use std::fmt;
 use std::mem;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::gradient::{Gradient, Values};
+use super::missing::missing_gradients;
 use super::parameter::Names;
-use super::{Optimizer, ParameterKey, ParameterSpec, Real, agreement};
-use crate::{Element, Error, Handle, Kolo, Mismatch, ReduceOp, Result, Tensor};
-
-/// How a [`DistributedOptimizer`] reduces gradients.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DistributedOptions {
-    /// [`ReduceOp::Average`] (the default) or [`ReduceOp::Sum`].
-    pub op: ReduceOp,
-    /// Gradients of each parameter that are added locally before they are reduced; at least 1, the default.
-    pub backward_passes_per_step: usize,
-    /// Opens the names of the gradients on the wire, `gradient` by default. Two optimizers that are used at the same time
-    /// need different ones.
-    pub prefix: String,
-    /// What a missing gradient means. An error by default.
-    pub missing: MissingGradients,
-}
-
-impl Default for DistributedOptions {
-    fn default() -> Self {
-        Self {
-            op: ReduceOp::Average,
-            backward_passes_per_step: 1,
-            prefix: "gradient".to_owned(),
-            missing: MissingGradients::Error,
-        }
-    }
-}
-
-/// What [`DistributedOptimizer::step`] does about a parameter that got no gradient, or too few passes of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum MissingGradients {
-    /// The step fails on every rank with an error that says which rank lacks what; nothing is updated.
-    #[default]
-    Error,
-    /// The gradient counts as zero, or as the sum of the passes there are: for models that do not use every parameter
-    /// in every pass.
-    Zero,
-}
-
-/// Time that a rank spent on communication instead of computing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CommunicationTime {
-    /// Handing gradients over while backward ran.
-    pub hand_over: Duration,
-    /// Waiting for reduced gradients, which includes waiting for slower ranks.
-    pub wait: Duration,
-}
-
-impl CommunicationTime {
-    /// Both together.
-    #[must_use]
-    pub fn total(&self) -> Duration {
-        self.hand_over + self.wait
-    }
-}
+use super::pending::{Gradient, Parameter, State, Values};
+use super::{
+    CommunicationTime, DistributedOptions, MissingGradients, Optimizer, ParameterKey, ParameterSpec, Real, agreement,
+};
+use crate::{Error, Kolo, ReduceOp, Result, SharedBuffer, Tensor};
 
 /// Reduces the gradients of all ranks, each as soon as backward has produced it, and applies an [`Optimizer`].
 ///
@@ -99,26 +48,6 @@ where
     time: CommunicationTime,
 }
 
-/// One parameter and its gradient of this step.
-struct Parameter<B: Tensor> {
-    spec: ParameterSpec,
-    shape: Arc<[usize]>,
-    /// The gradient's name on the wire.
-    wire_name: String,
-    /// Gradients that were given in this step.
-    passes: usize,
-    state: State<B>,
-    /// Buffers to be filled again.
-    spare: Vec<B>,
-}
-
-enum State<B: Tensor> {
-    Empty,
-    Accumulating(B),
-    InFlight(Handle<Gradient<B>>),
-    Reduced(Gradient<B>),
-}
-
 impl<O, B> DistributedOptimizer<O, B>
 where
     B: Tensor + Send + 'static,
@@ -152,9 +81,9 @@ where
         options: DistributedOptions,
     ) -> Result<Self> {
         let specs: Vec<ParameterSpec> = parameters.into_iter().collect();
-        let names = check(&options).and_then(|()| Names::new(&specs));
+        let names = options.check().and_then(|()| Names::new(&specs));
         let view = match &names {
-            Ok(_) => Ok(view::<B::Element>(&options, &optimizer.describe(), &specs)),
+            Ok(_) => Ok(options.view::<B::Element>(&optimizer.describe(), &specs)),
             Err(error) => Err(error.clone()),
         };
         agreement::verify(kolo, &options.prefix, view)?;
@@ -372,23 +301,12 @@ where
             }
         }
         if someone_lacks {
-            return Err(self.missing_gradients(&given)?);
+            let what = format!("{}: gradients of step {}", self.options.prefix, self.steps);
+            let wire_name = format!("{}:by-rank", self.status_name);
+            let names: Vec<&str> = self.parameters().map(ParameterSpec::name).collect();
+            return Err(missing_gradients(&self.kolo, &wire_name, what, &names, &given, passes as u64)?);
         }
         first_error.map_or(Ok(()), Err)
-    }
-
-    /// The error that lists what each rank lacks. `given` is this rank's number of passes by parameter.
-    fn missing_gradients(&self, given: &[u64]) -> Result<Error> {
-        let mut table = vec![0_u64; self.kolo.size() * given.len()];
-        table[self.kolo.rank() * given.len()..][..given.len()].copy_from_slice(given);
-        self.kolo.allreduce(&format!("{}:by-rank", self.status_name), &mut table, ReduceOp::Sum)?;
-        let names: Vec<&str> = self.parameters().map(ParameterSpec::name).collect();
-        let passes = self.options.backward_passes_per_step as u64;
-        let views = table.chunks_exact(given.len()).map(|row| describe_missing(&names, row, passes));
-        Ok(Error::Mismatch(Arc::new(Mismatch {
-            name: format!("{}: gradients of step {}", self.options.prefix, self.steps),
-            views: (0..).zip(views).collect(),
-        })))
     }
 
     fn update<V: AsMut<[B::Element]>>(&mut self, parameters: &mut [V]) -> Result<()> {
@@ -420,7 +338,8 @@ where
         Ok(())
     }
 
-    /// Forgets the gradients of a step and keeps their buffers. What is still in flight is cancelled.
+    /// Forgets the gradients of a step and keeps their buffers. What is still in flight runs to its end unattended: the
+    /// peers count on it.
     fn begin_step(&mut self) {
         for parameter in &mut self.parameters {
             parameter.passes = 0;
@@ -453,40 +372,23 @@ where
     }
 }
 
-impl<B> Parameter<B>
+impl<O, T> DistributedOptimizer<O, SharedBuffer<T>>
 where
-    B: Tensor + Send + 'static,
-    B::Element: Real,
+    T: Real,
+    O: Optimizer<T>,
 {
-    fn check_shape(&self, gradient: &B) -> Result<()> {
-        let (count, got) = (self.spec.count(), gradient.as_slice().len());
-        let shape = gradient.shape();
-        if got == count && (shape.len() == 1 || *shape == *self.shape) {
-            return Ok(());
+    /// A buffer for a gradient of this parameter, in memory that the host's ranks share: one of an earlier step, or a new
+    /// one. Its values are unspecified.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an unknown parameter; as [`Kolo::alloc`] if the shared memory is used up.
+    pub fn gradient_buffer(&mut self, parameter: impl ParameterKey) -> Result<SharedBuffer<T>> {
+        let index = self.names.index(&parameter)?;
+        let parameter = &mut self.parameters[index];
+        match parameter.spare.pop() {
+            Some(buffer) => Ok(buffer),
+            None => self.kolo.alloc(parameter.spec.count()),
         }
-        Err(Error::argument(format!(
-            "gradient of '{}': its shape is {shape:?}, the parameter's {:?}; give a gradient of that shape, or a flat \
-             one of {count} values",
-            self.spec.name(),
-            self.spec.shape()
-        )))
-    }
-
-    fn submit(&mut self, kolo: &Kolo, values: Values<B>, op: ReduceOp) -> Result<()> {
-        let gradient = Gradient { values, shape: Arc::clone(&self.shape) };
-        self.state = State::InFlight(kolo.allreduce_async(&self.wire_name, gradient, op)?);
-        Ok(())
-    }
-
-    fn wait(&mut self, divisor: Option<B::Element>) -> Result<()> {
-        if let State::InFlight(handle) = mem::replace(&mut self.state, State::Empty) {
-            let mut gradient = handle.wait()?;
-            if let Some(divisor) = divisor {
-                gradient.as_mut_slice().iter_mut().for_each(|value| *value = *value / divisor);
-            }
-            self.state = State::Reduced(gradient);
-        }
-        Ok(())
     }
 }
 
@@ -498,75 +400,5 @@ impl<O: fmt::Debug, B: Tensor> fmt::Debug for DistributedOptimizer<O, B> {
             .field("parameters", &self.parameters.len())
             .field("steps", &self.steps)
             .finish_non_exhaustive()
-    }
-}
-
-fn check(options: &DistributedOptions) -> Result<()> {
-    if !matches!(options.op, ReduceOp::Average | ReduceOp::Sum) {
-        return Err(Error::argument(format!("gradients cannot be reduced by {}; choose average or sum", options.op)));
-    }
-    if options.backward_passes_per_step == 0 {
-        return Err(Error::argument("backward_passes_per_step is 0; it must be at least 1"));
-    }
-    Ok(())
-}
-
-/// The lines by which ranks compare their models.
-fn view<T: Element>(options: &DistributedOptions, rule: &str, specs: &[ParameterSpec]) -> Vec<String> {
-    let DistributedOptions { op, backward_passes_per_step: passes, missing, .. } = options;
-    let settings = format!("{op} of {passes} pass(es) a step, missing gradients are {missing:?}; {rule}");
-    let line = |spec: &ParameterSpec| agreement::parameter_line(spec.name(), T::DTYPE, spec.shape());
-    std::iter::once(settings.replace('\n', " ")).chain(specs.iter().map(line)).collect()
-}
-
-/// What a rank lacks of a step, in words: the first few names, and how many more.
-fn describe_missing(names: &[&str], given: &[u64], passes: u64) -> String {
-    const SHOWN: usize = 8;
-    let lacking: Vec<(&str, u64)> =
-        names.iter().zip(given).filter(|(_, given)| **given < passes).map(|(name, given)| (*name, *given)).collect();
-    if lacking.is_empty() {
-        return format!("all {} gradients", names.len());
-    }
-    let describe = |(name, given): &(&str, u64)| match given {
-        0 => format!("no gradient for '{name}'"),
-        given => format!("{given} of {passes} gradients for '{name}'"),
-    };
-    let mut text = lacking.iter().take(SHOWN).map(describe).collect::<Vec<_>>().join(", ");
-    if lacking.len() > SHOWN {
-        text += &format!(" and {} more", lacking.len() - SHOWN);
-    }
-    text + "; give it, or set MissingGradients::Zero if the model does not use it in every pass"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_rank_lacks_is_named_and_counted() {
-        let names = ["a", "b", "c"];
-        assert_eq!(describe_missing(&names, &[2, 2, 2], 2), "all 3 gradients");
-        let text = describe_missing(&names, &[0, 2, 1], 2);
-        assert!(text.starts_with("no gradient for 'a', 1 of 2 gradients for 'c'; give it"), "{text}");
-        let many: Vec<String> = (0..20).map(|index| format!("p{index}")).collect();
-        let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        let text = describe_missing(&many, &[0; 20], 1);
-        assert!(text.contains("'p7' and 12 more") && !text.contains("'p8'"), "{text}");
-    }
-
-    #[test]
-    fn a_view_shows_settings_then_parameters() {
-        let specs = [ParameterSpec::new("a", [2, 3]), ParameterSpec::new("b", [])];
-        let lines = view::<f64>(&DistributedOptions::default(), "a\nrule", &specs);
-        assert_eq!(lines[0], "average of 1 pass(es) a step, missing gradients are Error; a rule");
-        assert_eq!(lines[1..], ["\"a\" f64 [2, 3]", "\"b\" f64 []"]);
-    }
-
-    #[test]
-    fn options_that_cannot_work_are_refused() {
-        let options = DistributedOptions { op: ReduceOp::Min, ..DistributedOptions::default() };
-        assert!(check(&options).expect_err("min").to_string().contains("choose average or sum"));
-        let options = DistributedOptions { backward_passes_per_step: 0, ..DistributedOptions::default() };
-        assert!(check(&options).expect_err("no pass").to_string().contains("at least 1"));
     }
 }

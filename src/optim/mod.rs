@@ -33,17 +33,20 @@
 mod agreement;
 mod broadcast;
 mod distributed;
-mod gradient;
 mod metric;
+mod missing;
 mod optimizer;
+mod options;
 mod parameter;
+mod pending;
 mod real;
 mod sgd;
 
 pub use broadcast::broadcast_parameters;
-pub use distributed::{CommunicationTime, DistributedOptimizer, DistributedOptions, MissingGradients};
+pub use distributed::DistributedOptimizer;
 pub use metric::average_metric;
 pub use optimizer::Optimizer;
+pub use options::{CommunicationTime, DistributedOptions, MissingGradients};
 pub use parameter::{ParameterKey, ParameterSpec};
 pub use real::Real;
 pub use sgd::{Sgd, SgdOptions};

@@ -50,16 +50,17 @@ impl ParameterKey for &str {}
 impl ParameterKey for &String {}
 
 mod sealed {
-    use super::Names;
+    use std::collections::HashMap;
 
     pub trait Sealed {
-        fn find(&self, names: &Names) -> crate::Result<usize>;
+        /// The index of the parameter, where `names` has the index of each name.
+        fn find(&self, names: &HashMap<String, usize>) -> crate::Result<usize>;
     }
 }
 
 impl sealed::Sealed for usize {
-    fn find(&self, names: &Names) -> Result<usize> {
-        let count = names.0.len();
+    fn find(&self, names: &HashMap<String, usize>) -> Result<usize> {
+        let count = names.len();
         if *self < count {
             return Ok(*self);
         }
@@ -68,9 +69,9 @@ impl sealed::Sealed for usize {
 }
 
 impl sealed::Sealed for &str {
-    fn find(&self, names: &Names) -> Result<usize> {
-        names.0.get(*self).copied().ok_or_else(|| {
-            let mut known: Vec<&str> = names.0.keys().map(String::as_str).collect();
+    fn find(&self, names: &HashMap<String, usize>) -> Result<usize> {
+        names.get(*self).copied().ok_or_else(|| {
+            let mut known: Vec<&str> = names.keys().map(String::as_str).collect();
             known.sort_unstable();
             let shown = known.len().min(8);
             let more = if shown < known.len() { ", ..." } else { "" };
@@ -84,7 +85,7 @@ impl sealed::Sealed for &str {
 }
 
 impl sealed::Sealed for &String {
-    fn find(&self, names: &Names) -> Result<usize> {
+    fn find(&self, names: &HashMap<String, usize>) -> Result<usize> {
         <&str as sealed::Sealed>::find(&self.as_str(), names)
     }
 }
@@ -111,7 +112,7 @@ impl Names {
     }
 
     pub(crate) fn index(&self, key: &impl ParameterKey) -> Result<usize> {
-        key.find(self)
+        key.find(&self.0)
     }
 }
 

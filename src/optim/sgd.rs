@@ -233,8 +233,13 @@ mod tests {
     fn decay_nesterov_and_momentum_together_by_hand() {
         // p 1, g 1: g' = 1.5, b = 1.5, direction 1.5 + 0.75 = 2.25, p = -0.125 (r = 0.5).
         // g 0: g' = -0.0625, b = 0.75 - 0.0625 = 0.6875, direction -0.0625 + 0.34375 = 0.28125, p = -0.265625.
-        let options =
-            SgdOptions { learning_rate: 0.5, momentum: 0.5, nesterov: true, weight_decay: 0.5, ..SgdOptions::default() };
+        let options = SgdOptions {
+            learning_rate: 0.5,
+            momentum: 0.5,
+            nesterov: true,
+            weight_decay: 0.5,
+            ..SgdOptions::default()
+        };
         assert_eq!(path(options, 1.0, &[1.0, 0.0]), [-0.125, -0.265625]);
     }
 

@@ -56,8 +56,7 @@ impl CpuMask {
     /// `None` if the bytes are no mask.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (words, rest) = bytes.as_chunks::<8>();
-        rest.is_empty()
-            .then(|| Self::from_words(words.iter().map(|word| u64::from_le_bytes(*word)).collect()))
+        rest.is_empty().then(|| Self::from_words(words.iter().map(|word| u64::from_le_bytes(*word)).collect()))
     }
 }
 
@@ -239,8 +238,7 @@ mod tests {
     }
 
     fn quota_with(groups: &str, mounts: &str, files: &[(&str, &str)]) -> Option<f64> {
-        let files: HashMap<&Path, &str> =
-            files.iter().map(|(path, text)| (Path::new(*path), *text)).collect();
+        let files: HashMap<&Path, &str> = files.iter().map(|(path, text)| (Path::new(*path), *text)).collect();
         quota_of(groups, mounts, &|path| files.get(path).map(|text| (*text).to_owned()))
     }
 

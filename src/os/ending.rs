@@ -117,9 +117,11 @@ mod tests {
 
     #[test]
     fn a_zombie_tells_and_so_does_a_reaped_child_where_the_kernel_can() {
-        for (script, ending) in
-            [("cat; exit 3", Ending::Exited(3)), ("cat; exit 0", Ending::Exited(0)), ("cat; kill -9 $$", Ending::Killed(9))]
-        {
+        for (script, ending) in [
+            ("cat; exit 3", Ending::Exited(3)),
+            ("cat; exit 0", Ending::Exited(0)),
+            ("cat; kill -9 $$", Ending::Killed(9)),
+        ] {
             let (zombie, reaped) = ends(script);
             assert_eq!(zombie, Some(ending), "{script}");
             assert!(reaped == Some(ending) || reaped.is_none(), "{script}: {reaped:?}");

@@ -36,10 +36,8 @@ impl Mapping {
     pub(crate) fn anonymous(len: usize) -> Result<Self> {
         let len = whole_pages(len)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
-        let ptr = unsafe {
-            mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)
-        }
-        .map_err(|error| refused(&format!("mapping {len} bytes of memory"), len, error))?;
+        let ptr = unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED) }
+            .map_err(|error| refused(&format!("mapping {len} bytes of memory"), len, error))?;
         Ok(Self { ptr: non_null(ptr), len, fd: None })
     }
 
@@ -65,8 +63,7 @@ impl Mapping {
         let what = format!("reserving {len} bytes in /dev/shm{name}");
         check_limits(&what, len)?;
         let flags = shm::OFlags::CREATE | shm::OFlags::EXCL | shm::OFlags::RDWR;
-        let fd =
-            shm::open(name, flags, Mode::RUSR | Mode::WUSR).map_err(|error| refused(&what, len, error))?;
+        let fd = shm::open(name, flags, Mode::RUSR | Mode::WUSR).map_err(|error| refused(&what, len, error))?;
         let mapping = reserve(&fd, &what, len).and_then(|()| Self::map(fd, len, &what, false));
         if mapping.is_err() {
             // The reason above is what the caller must hear; a name that stays would only be a second one.
@@ -79,8 +76,7 @@ impl Mapping {
     pub(crate) fn shm_open(name: &str, len: usize) -> Result<Self> {
         let len = whole_pages(len)?;
         let what = format!("opening /dev/shm{name}");
-        let fd =
-            shm::open(name, shm::OFlags::RDWR, Mode::empty()).map_err(|error| refused(&what, len, error))?;
+        let fd = shm::open(name, shm::OFlags::RDWR, Mode::empty()).map_err(|error| refused(&what, len, error))?;
         check_file(&fd, &what, len)?;
         Self::map(fd, len, &what, false)
     }
@@ -104,9 +100,7 @@ impl Mapping {
                     io::ErrorKind::PermissionDenied => {
                         "; the ranks of a host must run as one user and be allowed to look into each other's /proc"
                     }
-                    io::ErrorKind::NotFound => {
-                        "; the process ended, or lives in another pid namespace"
-                    }
+                    io::ErrorKind::NotFound => "; the process ended, or lives in another pid namespace",
                     _ => "",
                 };
                 Error::system(format!("{what}{advice}"), error)
@@ -118,10 +112,8 @@ impl Mapping {
 
     fn map(fd: OwnedFd, len: usize, what: &str, keep: bool) -> Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
-        let ptr = unsafe {
-            mmap(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
-        }
-        .map_err(|error| refused(what, len, error))?;
+        let ptr = unsafe { mmap(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0) }
+            .map_err(|error| refused(what, len, error))?;
         Ok(Self { ptr: non_null(ptr), len, fd: keep.then_some(fd) })
     }
 
@@ -196,8 +188,7 @@ fn check_limits(what: &str, len: usize) -> Result<()> {
     if let Some(limit) = getrlimit(Resource::Fsize).current
         && len as u64 > limit
     {
-        let advice =
-            format!("{what}: the limit on file sizes is {limit} bytes; raise it (`ulimit -f unlimited`)");
+        let advice = format!("{what}: the limit on file sizes is {limit} bytes; raise it (`ulimit -f unlimited`)");
         return Err(Error::system(advice, Errno::FBIG));
     }
     // Reading the file costs more than a small reservation could harm.
@@ -223,16 +214,14 @@ fn check_file(fd: &OwnedFd, what: &str, len: usize) -> Result<()> {
     let stat = rustix::fs::fstat(fd).map_err(|error| Error::system(what.to_owned(), error))?;
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     if size < len as u64 {
-        let text = format!(
-            "{what}: it has {size} bytes, not {len}; all ranks must run the same build with the same settings"
-        );
+        let text =
+            format!("{what}: it has {size} bytes, not {len}; all ranks must run the same build with the same settings");
         return Err(Error::system(text, Errno::INVAL));
     }
     let user = rustix::process::geteuid().as_raw();
     if stat.st_uid != user {
         let owner = stat.st_uid;
-        let text =
-            format!("{what}: it belongs to user {owner}, and this is user {user}; run all ranks as one user");
+        let text = format!("{what}: it belongs to user {owner}, and this is user {user}; run all ranks as one user");
         return Err(Error::system(text, Errno::PERM));
     }
     Ok(())
@@ -323,9 +312,7 @@ mod tests {
         // The peer's mapping outlives the maker's.
         drop(ours);
         assert_eq!(byte(&theirs, 9_999), 7);
-        assert!(
-            text(&Mapping::open_proc_fd(std::process::id(), fd + 1000, 1).unwrap_err()).contains("/proc/")
-        );
+        assert!(text(&Mapping::open_proc_fd(std::process::id(), fd + 1000, 1).unwrap_err()).contains("/proc/"));
     }
 
     #[test]
@@ -377,8 +364,8 @@ mod tests {
         match role {
             "peer" => {
                 let (pid, fd) = argument.split_once(' ').expect("pid and fd");
-                let mapping = Mapping::open_proc_fd(pid.parse().expect("pid"), fd.parse().expect("fd"), 4096)
-                    .expect("opened");
+                let mapping =
+                    Mapping::open_proc_fd(pid.parse().expect("pid"), fd.parse().expect("fd"), 4096).expect("opened");
                 assert_eq!(byte(&mapping, 0), 41);
                 set_byte(&mapping, 4095, 42);
             }
@@ -396,10 +383,7 @@ mod tests {
             // /dev/shm has 256 KiB here.
             "full" => {
                 let error = text(&Mapping::shm_create(&name("full"), 1 << 20).unwrap_err());
-                assert!(
-                    error.contains("/dev/shm has less than 1 MiB free") && error.contains("--shm-size"),
-                    "{error}"
-                );
+                assert!(error.contains("/dev/shm has less than 1 MiB free") && error.contains("--shm-size"), "{error}");
                 assert!(std::fs::read_dir("/dev/shm").expect("listed").next().is_none(), "a name stayed");
                 let fits = Mapping::shm_create(&name("fits"), 1 << 17).expect("it fits");
                 set_byte(&fits, (1 << 17) - 1, 1);

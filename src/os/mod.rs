@@ -14,6 +14,5 @@ pub(crate) mod process;
 pub(crate) mod random;
 #[cfg(all(test, not(kolo_loom)))]
 pub(crate) mod rerun;
-pub(crate) mod share;
 pub(crate) mod sync;
 pub(crate) mod time;

@@ -35,8 +35,7 @@ impl Identity {
 
     /// Whether this very process still runs (a stopped one does, a zombie does not).
     pub(crate) fn is_alive(&self) -> bool {
-        Stat::read(self.pid)
-            .is_some_and(|stat| stat.start_time == self.start_time && stat.state() != State::Zombie)
+        Stat::read(self.pid).is_some_and(|stat| stat.start_time == self.start_time && stat.state() != State::Zombie)
     }
 }
 
@@ -105,14 +104,10 @@ impl PidFd {
     /// Opens the process that has `pid` now.
     pub(crate) fn open(pid: u32) -> Result<Self> {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| {
-            Error::system(
-                format!("{pid} is no process id"),
-                std::io::Error::from(std::io::ErrorKind::InvalidInput),
-            )
+            Error::system(format!("{pid} is no process id"), std::io::Error::from(std::io::ErrorKind::InvalidInput))
         })?;
-        let fd = pidfd_open(raw, PidfdFlags::empty()).map_err(|error| {
-            Error::system(format!("pidfd_open({pid}), to see when that rank ends"), error)
-        })?;
+        let fd = pidfd_open(raw, PidfdFlags::empty())
+            .map_err(|error| Error::system(format!("pidfd_open({pid}), to see when that rank ends"), error))?;
         Ok(Self { fd })
     }
 

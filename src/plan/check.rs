@@ -65,10 +65,10 @@ fn read(memory: &Memory, at: usize, what: &str) -> Element {
     memory[at].clone().unwrap_or_else(|| panic!("{what}: element {at} was never written"))
 }
 
-/// One slot of one member. Each cell knows the chunk it was written for, and when it was last written and read.
+/// One slot of one member. Each cell knows the chunk it was written for.
 struct Slot {
     cells: Vec<Option<(usize, Element)>>,
-    /// Members that still have to read the slot's present contents before it may be packed anew are found by `done`.
+    /// The chunk that is, or was last, packed here.
     chunk: Option<usize>,
 }
 
@@ -325,10 +325,10 @@ fn exchange(
         rank.begun = true;
         check_disjoint(&rank.round);
         if let Some(span) = rank.round.load {
-            for at in span.start..span.end() {
-                assert!(work[at].is_none(), "element {at} is loaded over other data");
-                work[at] = own(me, at);
-                assert!(work[at].is_some(), "rank {me} has no element {at} to load");
+            for (at, cell) in work.iter_mut().enumerate().skip(span.start).take(span.len) {
+                assert!(cell.is_none(), "element {at} is loaded over other data");
+                *cell = own(me, at);
+                assert!(cell.is_some(), "rank {me} has no element {at} to load");
             }
         }
         return true;

@@ -62,7 +62,7 @@ mod tests {
             let part = whole.part(index, parts, align);
             assert_eq!(part.start, at, "parts are adjacent");
             at = part.end();
-            assert!((part.start - 5) % align == 0 || part.is_empty());
+            assert!((part.start - 5).is_multiple_of(align) || part.is_empty());
             sizes.push(part.len.div_ceil(align));
         }
         assert_eq!(at, 5 + len);

@@ -17,7 +17,6 @@ use crate::event;
 use crate::fields::{put, take_array, take_text};
 use crate::membership::{Core, CoreParts, Job, JobParts, WatchParts, Watcher, World, record_panics};
 use crate::os::process::Identity;
-use crate::os::share::Way;
 use crate::os::{cpu, host, random};
 use crate::topology::{Place, Topology};
 use crate::transport::bootstrap::{Bootstrap, Solo, Threads};
@@ -76,7 +75,7 @@ pub(super) fn boot(settings: Result<Raw>, kind: Kind) -> Result<Kolo, Refusal> {
     let who = format!("rank {} on {hostname}", bootstrap.rank());
     let mut table = Table::new(bootstrap, hostname);
     match join(&mut table, loaded, &ground, deadline) {
-        Ok((core, way, watcher)) => {
+        Ok((core, watcher)) => {
             let bootstrap = Mutex::new(table.into_bootstrap());
             let parts = JobParts {
                 watcher,
@@ -84,7 +83,7 @@ pub(super) fn boot(settings: Result<Raw>, kind: Kind) -> Result<Kolo, Refusal> {
                 #[cfg(feature = "mpi")]
                 live: ground.live(&core),
             };
-            Ok(Kolo { job: Arc::new(Job::new(core, way, parts)) })
+            Kolo::new(Arc::new(Job::new(core, parts))).map_err(|error| Refusal { error, tell: true, who })
         }
         Err(Stop { error, tell }) => Err(Refusal { error, tell, who }),
     }
@@ -207,7 +206,7 @@ fn join(
     loaded: Result<Loaded>,
     ground: &Ground,
     deadline: Duration,
-) -> Result<(Arc<Core>, Way, Option<Watcher>), Stop> {
+) -> Result<(Arc<Core>, Option<Watcher>), Stop> {
     let hello = loaded.as_ref().map_err(Clone::clone).and_then(|l| Hello::of_this_rank(table.hostname(), &l.config));
     let hellos = table.exchange(hello.map(|hello| hello.encode()))?;
     let Loaded { config, warnings } = loaded.map_err(Stop::own)?;
@@ -234,11 +233,11 @@ fn join(
     let started = door.open(&topology, &greetings, &key, id, FIRST_EPOCH, deadline).and_then(|opened| {
         let Home { control, reserve, way, .. } = home;
         let Opened { doorway, nudge, links } = opened;
-        let parts = CoreParts { id, epoch: FIRST_EPOCH, topology, config, control, reserve, world, links, nudge };
+        let parts = CoreParts { id, epoch: FIRST_EPOCH, topology, config, control, way, reserve, world, links, nudge };
         let core = Arc::new(Core::new(parts));
         let start = |doorway| Watcher::start(WatchParts { core: Arc::clone(&core), doorway });
         let watcher = doorway.map(start).transpose()?;
-        Ok((core, way, watcher))
+        Ok((core, watcher))
     });
     table.exchange(started.as_ref().map(|_| Vec::new()).map_err(Clone::clone))?;
     started.map_err(Stop::own)

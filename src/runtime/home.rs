@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::membership::share::{self, Offer, Way};
 use crate::os::memory::Mapping;
 use crate::os::process::Identity;
-use crate::os::share::{self, Offer, Way};
 use crate::tensor::Reserve;
 use crate::topology::{Host, Topology};
 use crate::transport::shm::{Control, MemberState, Memory, Stamp};
@@ -48,7 +48,13 @@ impl Layout {
 impl Home {
     /// Maps the host's memory. The leader makes it, everyone tells whether it can open it; if somebody cannot, all
     /// hosts take memory with a name instead.
-    pub(super) fn build(table: &mut Table, topology: &Topology, id: u128, epoch: u64, reserve: usize) -> Result<Self, Stop> {
+    pub(super) fn build(
+        table: &mut Table,
+        topology: &Topology,
+        id: u128,
+        epoch: u64,
+        reserve: usize,
+    ) -> Result<Self, Stop> {
         let first = natural_way(topology);
         let attempt = Attempt { topology, stamp: Stamp { job: id, epoch, set: 0 }, reserve };
         let (home, all_opened) = attempt.run(table, first, first == Way::Named)?;
@@ -85,9 +91,8 @@ impl Home {
 
 /// Threads of one process share what it has; processes share files.
 fn natural_way(topology: &Topology) -> Way {
-    let one_process = |host: &Host| {
-        host.ranks.iter().all(|&rank| topology.place(rank).pid == topology.place(host.ranks[0]).pid)
-    };
+    let one_process =
+        |host: &Host| host.ranks.iter().all(|&rank| topology.place(rank).pid == topology.place(host.ranks[0]).pid);
     if topology.hosts().iter().all(one_process) { Way::Threads } else { Way::Memfd }
 }
 

@@ -4,9 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::Ground;
 use crate::error::{Error, Result};
+use crate::handle::Session;
 use crate::membership::Job;
 use crate::os::time;
+use crate::process_set::ProcessSet;
 use crate::tensor::{Element, SharedBuffer};
 
 /// One rank of a job.
@@ -16,10 +19,30 @@ use crate::tensor::{Element, SharedBuffer};
 /// A process that exits while it holds a `Kolo` has failed.
 #[derive(Clone)]
 pub struct Kolo {
+    /// All ranks, for named operations. Dropped before the rank leaves.
+    world: ProcessSet,
     pub(crate) job: Arc<Job>,
 }
 
 impl Kolo {
+    /// A handle on a job that this rank has just joined.
+    ///
+    /// # Collective
+    /// Every rank of the job.
+    pub(super) fn new(job: Arc<Job>) -> Result<Self> {
+        let session = Session::new(Ground::new(Arc::clone(&job))?);
+        let all = (0..job.size() as u32).collect();
+        let built = session.ground.build(all, true, &mut |bytes| job.allgather(bytes))?;
+        let set = session.named(built)?;
+        Ok(Self { world: ProcessSet { set, session }, job })
+    }
+
+    /// All ranks of the job as a set.
+    #[must_use]
+    pub fn world(&self) -> &ProcessSet {
+        &self.world
+    }
+
     /// This rank's number in the job, from 0.
     #[must_use]
     pub fn rank(&self) -> usize {

@@ -7,6 +7,7 @@ mod exchange;
 mod guard;
 mod home;
 mod kolo;
+mod operations;
 mod threads;
 
 pub use builder::Builder;

@@ -27,8 +27,7 @@ pub enum DType {
 
 impl DType {
     /// Every type, in the order of their codes.
-    pub const ALL: [Self; 8] =
-        [Self::F16, Self::BF16, Self::F32, Self::F64, Self::I32, Self::I64, Self::U8, Self::U64];
+    pub const ALL: [Self; 8] = [Self::F16, Self::BF16, Self::F32, Self::F64, Self::I32, Self::I64, Self::U8, Self::U64];
 
     /// Bytes of one element.
     #[must_use]

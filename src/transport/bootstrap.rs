@@ -75,21 +75,10 @@ impl Threads {
     /// A group of `size` ranks, by rank. Each waits for the others `deadline` long in each allgather.
     pub(crate) fn group(size: usize, deadline: Duration) -> Vec<Self> {
         let meeting = Arc::new(Meeting {
-            round: Mutex::new(Round {
-                brought: vec![None; size],
-                complete: None,
-                to_take: 0,
-                broken: None,
-            }),
+            round: Mutex::new(Round { brought: vec![None; size], complete: None, to_take: 0, broken: None }),
             changed: Condvar::new(),
         });
-        (0..size)
-            .map(|rank| Self {
-                rank,
-                deadline,
-                meeting: Arc::clone(&meeting),
-            })
-            .collect()
+        (0..size).map(|rank| Self { rank, deadline, meeting: Arc::clone(&meeting) }).collect()
     }
 
     /// Waits until `done` holds. Fails when the meeting is broken, and breaks it at the deadline.
@@ -125,12 +114,7 @@ impl Threads {
                 self.meeting.changed.notify_all();
                 return Err(error);
             }
-            round = self
-                .meeting
-                .changed
-                .wait_timeout(round, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            round = self.meeting.changed.wait_timeout(round, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -167,11 +151,7 @@ impl Bootstrap for Threads {
         }
         round = self.wait(round, end, |round| round.complete.is_some())?;
         round.to_take -= 1;
-        let all = if round.to_take == 0 {
-            round.complete.take()
-        } else {
-            round.complete.clone()
-        };
+        let all = if round.to_take == 0 { round.complete.take() } else { round.complete.clone() };
         if round.to_take == 0 {
             self.meeting.changed.notify_all();
         }
@@ -188,11 +168,7 @@ impl Drop for Threads {
         let mut round = self.meeting.lock();
         if round.broken.is_none() {
             round.broken = Some(Error::Poisoned(
-                format!(
-                    "rank {} left while the job was being set up; its own error says why",
-                    self.rank
-                )
-                .into(),
+                format!("rank {} left while the job was being set up; its own error says why", self.rank).into(),
             ));
         }
         drop(round);
@@ -230,10 +206,7 @@ mod tests {
     #[test]
     fn a_missing_rank_is_named_at_the_deadline_and_ends_the_group() {
         let mut group = Threads::group(3, Duration::from_millis(30));
-        let error = group[1]
-            .allgather(b"")
-            .expect_err("nobody else came")
-            .to_string();
+        let error = group[1].allgather(b"").expect_err("nobody else came").to_string();
         assert!(error.contains("rank(s) 0, 2"), "{error}");
         assert!(group[0].allgather(b"").is_err());
     }
@@ -243,8 +216,7 @@ mod tests {
         let mut group = Threads::group(2, Duration::from_secs(600));
         let second = group.pop().expect("two members");
         let mut first = group.pop().expect("two members");
-        let waiter =
-            std::thread::spawn(move || first.allgather(b"").expect_err("rank 1 left").to_string());
+        let waiter = std::thread::spawn(move || first.allgather(b"").expect_err("rank 1 left").to_string());
         drop(second);
         let error = waiter.join().expect("no panic");
         assert!(error.contains("rank 1 left"), "{error}");
@@ -256,10 +228,7 @@ mod tests {
             std::thread::scope(|scope| {
                 for mut member in Threads::group(3, Duration::from_secs(60)) {
                     scope.spawn(move || {
-                        assert_eq!(
-                            member.allgather(&[7]).expect("the round is complete").len(),
-                            3
-                        );
+                        assert_eq!(member.allgather(&[7]).expect("the round is complete").len(), 3);
                     });
                 }
             });

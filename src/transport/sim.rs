@@ -48,21 +48,14 @@ struct Parcel {
 impl Network {
     /// A network of `size` ranks that delivers at once.
     pub(crate) fn new(size: usize) -> Self {
-        Self {
-            size,
-            seed: None,
-            queues: Arc::default(),
-        }
+        Self { size, seed: None, queues: Arc::default() }
     }
 
     /// The same network, but late: `try_recv` and `try_send` answer `false` up to three times more than they need to.
     ///
     /// How often is a function of the seed, the stream and the piece's place in it, so it does not depend on timing.
     pub(crate) fn seeded(size: usize, seed: u64) -> Self {
-        Self {
-            seed: Some(seed),
-            ..Self::new(size)
-        }
+        Self { seed: Some(seed), ..Self::new(size) }
     }
 
     /// The link of global rank `ranks[me]` for the stream `stamp` between the global ranks `ranks`.
@@ -70,20 +63,12 @@ impl Network {
     /// # Errors
     ///
     /// A rank out of range or twice in `ranks`, or `me` out of range.
-    pub(crate) fn link(
-        &self,
-        stamp: Stamp,
-        ranks: Vec<u32>,
-        me: usize,
-        piece: usize,
-    ) -> Result<SimLink> {
+    pub(crate) fn link(&self, stamp: Stamp, ranks: Vec<u32>, me: usize, piece: usize) -> Result<SimLink> {
         let mut sorted = ranks.clone();
         sorted.sort_unstable();
         sorted.dedup();
         if sorted.len() != ranks.len()
-            || sorted
-                .last()
-                .is_some_and(|&last| last as usize >= self.size)
+            || sorted.last().is_some_and(|&last| last as usize >= self.size)
             || me >= ranks.len()
         {
             return Err(Error::argument(format!(
@@ -104,15 +89,7 @@ impl Network {
                 refusals: None,
             })
             .collect();
-        Ok(SimLink {
-            network: self.clone(),
-            stamp,
-            ranks,
-            me,
-            piece,
-            peers,
-            broken: None,
-        })
+        Ok(SimLink { network: self.clone(), stamp, ranks, me, piece, peers, broken: None })
     }
 
     fn open(&self, route: Route) -> Shared {
@@ -139,14 +116,7 @@ impl Network {
         let Some(seed) = self.seed else { return 0 };
         let Route { stamp, from, to } = route;
         let mut mixed = seed;
-        for word in [
-            u64::from(stamp.set),
-            u64::from(stamp.channel),
-            u64::from(from),
-            u64::from(to),
-            seq,
-            salt,
-        ] {
+        for word in [u64::from(stamp.set), u64::from(stamp.channel), u64::from(from), u64::from(to), seq, salt] {
             mixed = split_mix(mixed ^ word);
         }
         (mixed % 4) as u32
@@ -197,11 +167,7 @@ impl SimLink {
     }
 
     fn route(&self, from: usize, to: usize) -> Route {
-        Route {
-            stamp: self.stamp,
-            from: self.ranks[from],
-            to: self.ranks[to],
-        }
+        Route { stamp: self.stamp, from: self.ranks[from], to: self.ranks[to] }
     }
 }
 
@@ -214,9 +180,7 @@ impl Link for SimLink {
         self.check(to, payload.len())?;
         let route = self.route(self.me, to);
         let peer = &mut self.peers[to];
-        let refusals = peer
-            .refusals
-            .get_or_insert_with(|| self.network.lateness(route, peer.sent, 1));
+        let refusals = peer.refusals.get_or_insert_with(|| self.network.lateness(route, peer.sent, 1));
         if *refusals > 0 {
             *refusals -= 1;
             return Ok(false);
@@ -226,11 +190,7 @@ impl Link for SimLink {
             return Ok(false);
         }
         let late = self.network.lateness(route, peer.sent, 2);
-        queue.pieces.push_back(Parcel {
-            seq: peer.sent,
-            late,
-            payload: payload.to_vec(),
-        });
+        queue.pieces.push_back(Parcel { seq: peer.sent, late, payload: payload.to_vec() });
         peer.sent += 1;
         peer.refusals = None;
         Ok(true)
@@ -254,11 +214,8 @@ impl Link for SimLink {
         drop(queue);
         if parcel.seq != peer.received {
             let error = Error::Poisoned(
-                format!(
-                    "a piece from rank {} is number {}, expected {}",
-                    self.ranks[from], parcel.seq, peer.received
-                )
-                .into(),
+                format!("a piece from rank {} is number {}, expected {}", self.ranks[from], parcel.seq, peer.received)
+                    .into(),
             );
             self.broken = Some(error.clone());
             return Err(error);
@@ -292,28 +249,17 @@ mod tests {
     use super::*;
 
     fn stamp(set: u32) -> Stamp {
-        Stamp {
-            job: 1,
-            epoch: 0,
-            set,
-            channel: 0,
-        }
+        Stamp { job: 1, epoch: 0, set, channel: 0 }
     }
 
     fn pair(network: &Network, set: u32) -> (SimLink, SimLink) {
-        let link = |me| {
-            network
-                .link(stamp(set), vec![0, 1], me, 16)
-                .expect("a good link")
-        };
+        let link = |me| network.link(stamp(set), vec![0, 1], me, 16).expect("a good link");
         (link(0), link(1))
     }
 
     fn receive(link: &mut SimLink, from: usize) -> Option<Vec<u8>> {
         let mut got = None;
-        let answer = link
-            .try_recv(from, &mut |bytes| got = Some(bytes.to_vec()))
-            .expect("try_recv");
+        let answer = link.try_recv(from, &mut |bytes| got = Some(bytes.to_vec())).expect("try_recv");
         assert_eq!(answer, got.is_some());
         got
     }
@@ -349,12 +295,7 @@ mod tests {
     fn wrong_calls_are_named_and_leave_the_link_usable() {
         let network = Network::new(2);
         let (mut a, _b) = pair(&network, 0);
-        for error in [
-            a.try_send(0, b""),
-            a.try_send(2, b""),
-            a.try_send(1, &[0; 17]),
-            a.try_recv(0, &mut |_| ()),
-        ] {
+        for error in [a.try_send(0, b""), a.try_send(2, b""), a.try_send(1, &[0; 17]), a.try_recv(0, &mut |_| ())] {
             assert!(matches!(error, Err(Error::Argument(_))), "{error:?}");
         }
         assert!(a.try_send(1, &[0; 16]).expect("still usable"));
@@ -408,24 +349,17 @@ mod tests {
         let network = Network::seeded(3, 11);
         std::thread::scope(|scope| {
             for me in 0..3_usize {
-                let mut link = network
-                    .link(stamp(0), vec![2, 0, 1], me, 64)
-                    .expect("a good link");
+                let mut link = network.link(stamp(0), vec![2, 0, 1], me, 64).expect("a good link");
                 scope.spawn(move || {
                     let (mut sent, mut received) = ([0_u32; 3], [0_u32; 3]);
-                    while (0..3)
-                        .any(|peer| peer != me && (sent[peer] < 300 || received[peer] < 300))
-                    {
+                    while (0..3).any(|peer| peer != me && (sent[peer] < 300 || received[peer] < 300)) {
                         for peer in (0..3).filter(|&peer| peer != me) {
                             let next = sent[peer].to_le_bytes();
                             if sent[peer] < 300 && link.try_send(peer, &next).expect("send") {
                                 sent[peer] += 1;
                             }
                             let expected = received[peer].to_le_bytes();
-                            if link
-                                .try_recv(peer, &mut |bytes| assert_eq!(bytes, expected))
-                                .expect("receive")
-                            {
+                            if link.try_recv(peer, &mut |bytes| assert_eq!(bytes, expected)).expect("receive") {
                                 received[peer] += 1;
                             }
                         }

@@ -2,7 +2,7 @@
 
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::{setup, workspace};
 
@@ -20,17 +20,16 @@ pub(crate) fn run(words: &[String]) -> Result<ExitCode> {
     ensure!(built.success(), "{} failed", workspace::typed(&build));
 
     let mut job = launcher.command(arguments.ranks);
-    job.arg(workspace::target().join("release/examples").join(EXAMPLE)).args(arguments.rest);
-    println!("{}", in_short(arguments.ranks, arguments.rest));
+    job.arg(workspace::target().join("release/examples").join(EXAMPLE)).args(&arguments.rest);
+    println!("{}", in_short(&arguments));
     // The data is found relative to the repository, the screen is the user's: nothing of the output is captured.
     finish(job.current_dir(workspace::root()))
 }
 
 /// The command without what only this machine's launcher needs.
-fn in_short(ranks: usize, rest: &[String]) -> String {
-    let words =
-        ["mpirun".to_owned(), "-np".to_owned(), ranks.to_string(), format!("target/release/examples/{EXAMPLE}")];
-    words.iter().chain(rest).map(String::as_str).collect::<Vec<_>>().join(" ")
+fn in_short(arguments: &Arguments) -> String {
+    let words = ["mpirun", "-np", &arguments.ranks.to_string(), "target/release/examples/"].join(" ") + EXAMPLE;
+    arguments.rest.iter().fold(words, |line, word| line + " " + word)
 }
 
 fn finish(job: &mut Command) -> Result<ExitCode> {
@@ -42,26 +41,27 @@ fn finish(job: &mut Command) -> Result<ExitCode> {
 
 /// What stands behind `cargo xtask demo --`.
 #[derive(Debug, PartialEq)]
-struct Arguments<'a> {
+struct Arguments {
     ranks: usize,
-    rest: &'a [String],
+    rest: Vec<String>,
 }
 
-impl<'a> Arguments<'a> {
-    /// `-np N` comes first, as for mpirun; everything after it is the example's.
-    fn parse(words: &'a [String]) -> Result<Self> {
-        let Some((flag, after)) = words.split_first() else { return Ok(Self { ranks: 2, rest: words }) };
-        if !matches!(flag.as_str(), "-np" | "-n" | "--np") {
-            if let Some(flag) = words.iter().find(|word| matches!(word.as_str(), "-np" | "--np")) {
-                bail!("{flag} comes first: cargo xtask demo -- {flag} 4 {}", words[0]);
+impl Arguments {
+    /// `-np N` is for mpirun, wherever it stands; everything else is the example's.
+    fn parse(words: &[String]) -> Result<Self> {
+        let mut arguments = Self { ranks: 2, rest: Vec::new() };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            if !matches!(word.as_str(), "-np" | "--np") {
+                arguments.rest.push(word.clone());
+                continue;
             }
-            return Ok(Self { ranks: 2, rest: words });
+            let count = words.next().with_context(|| format!("{word} takes the number of ranks: {word} 4"))?;
+            let ranks = count.parse().ok().filter(|&ranks| ranks > 0);
+            arguments.ranks =
+                ranks.with_context(|| format!("{word} takes a number of ranks from 1 on, not {count:?}"))?;
         }
-        let (count, rest) =
-            after.split_first().with_context(|| format!("{flag} takes the number of ranks: {flag} 4"))?;
-        let ranks = count.parse().ok().filter(|&ranks| ranks > 0);
-        let ranks = ranks.with_context(|| format!("{flag} takes a number of ranks from 1 on, not {count:?}"))?;
-        Ok(Self { ranks, rest })
+        Ok(arguments)
     }
 }
 
@@ -75,19 +75,21 @@ mod tests {
 
     #[test]
     fn np_is_ours_and_the_rest_is_the_examples() {
-        let cases = [("", 2, 0), ("-np 4", 4, 0), ("-n 3 --epochs 1", 3, 2), ("--epochs 1", 2, 2)];
+        let cases = [
+            ("", 2, ""),
+            ("-np 4", 4, ""),
+            ("--np 3 --epochs 1", 3, "--epochs 1"),
+            ("--epochs 1 -np 5 -n 7", 5, "--epochs 1 -n 7"),
+        ];
         for (line, ranks, rest) in cases {
-            let words = words(line);
-            let arguments = Arguments::parse(&words).unwrap();
-            assert_eq!((arguments.ranks, arguments.rest.len()), (ranks, rest), "{line}");
+            let expected = Arguments { ranks, rest: words(rest) };
+            assert_eq!(Arguments::parse(&words(line)).unwrap(), expected, "{line}");
         }
     }
 
     #[test]
     fn a_wrong_np_is_an_error_that_shows_the_right_one() {
-        for (line, says) in
-            [("-np", "-np 4"), ("-np 0", "from 1 on"), ("-np x", "\"x\""), ("--epochs 1 -np 2", "first")]
-        {
+        for (line, says) in [("-np", "-np 4"), ("-np 0", "from 1 on"), ("--epochs 1 -np x", "\"x\"")] {
             let error = Arguments::parse(&words(line)).unwrap_err().to_string();
             assert!(error.contains(says), "{line}: {error}");
         }

@@ -2,7 +2,7 @@
 
 use super::{Job, check_results, with_element};
 use crate::buffers::Single;
-use crate::cli::{AllreduceArgs, Api, Buffers, Peer, name_of};
+use crate::cli::{AllreduceArgs, Api, Buffers, Peer, algorithm_name, name_of};
 use crate::data::{Pattern, Sample};
 use crate::measure::{Contender, Run, batch_for, measure};
 use crate::report::{Case, JsonFile, Record, header, row};
@@ -22,7 +22,7 @@ pub(crate) fn run(job: &mut Job<'_>, args: &AllreduceArgs) -> Result<()> {
             name_of(&args.api),
             name_of(&args.buffers),
             if in_place(args) { "in place" } else { "out of place" },
-            args.algorithm,
+            algorithm_name(args.algorithm),
             args.contest.rounds,
             header()
         );
@@ -66,7 +66,6 @@ fn size<T: Sample>(job: &mut Job<'_>, args: &AllreduceArgs, bytes: u64) -> Resul
     let ours: Run<'_, Single<T>> = match args.api {
         Api::Communicator => {
             let mut communicator = kolo.communicator()?;
-            communicator.set_algorithm(args.algorithm);
             Box::new(move |work| {
                 match &mut work.output {
                     None => communicator.allreduce(&mut work.input, op)?,
@@ -105,7 +104,7 @@ fn size<T: Sample>(job: &mut Job<'_>, args: &AllreduceArgs, bytes: u64) -> Resul
         op: op.to_string(),
         buffers: name_of(&args.buffers),
         in_place,
-        algorithm: args.algorithm.to_string(),
+        algorithm: algorithm_name(args.algorithm),
         hosts: machines.hosts(),
         cores: machines.cores(),
     };

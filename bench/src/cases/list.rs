@@ -2,7 +2,7 @@
 
 use super::{Job, check_results, with_element};
 use crate::buffers::List;
-use crate::cli::{Buffers, ListArgs, Peer, name_of};
+use crate::cli::{Buffers, ListArgs, Peer, algorithm_name, name_of};
 use crate::data::{Pattern, Sample};
 use crate::measure::{Contender, Run, measure};
 use crate::peer::Mpi;
@@ -24,7 +24,7 @@ pub(crate) fn run(job: &mut Job<'_>, args: &ListArgs) -> Result<()> {
             "# list {}, named, {} buffers, in place, algorithm {}, {} rounds\n{}",
             args.preset.name(),
             name_of(&args.buffers),
-            args.algorithm,
+            algorithm_name(args.algorithm),
             args.contest.rounds,
             header()
         );
@@ -55,7 +55,7 @@ fn preset<T: Sample>(job: &mut Job<'_>, args: &ListArgs) -> Result<Vec<Record>> 
     };
 
     let names = names(args.preset.name(), counts.len());
-    let ours: Run<'_, List<T>> = Box::new(|work| reduce(kolo, &names, &mut work.tensors, op));
+    let ours: Run<'_, List<T>> = Box::new(|work| Ok(reduce(kolo, &names, &mut work.tensors, op)?));
     let mut contenders = vec![Contender { work: 0, run: ours }];
     for peer in &args.contest.against {
         let mpi = mpi.as_ref().context("MPI was not attached")?;
@@ -85,7 +85,7 @@ fn preset<T: Sample>(job: &mut Job<'_>, args: &ListArgs) -> Result<Vec<Record>> 
         op: op.to_string(),
         buffers: name_of(&args.buffers),
         in_place: true,
-        algorithm: args.algorithm.to_string(),
+        algorithm: algorithm_name(args.algorithm),
         hosts: machines.hosts(),
         cores: machines.cores(),
     };
@@ -102,7 +102,7 @@ pub(crate) fn names(preset: &str, tensors: usize) -> Vec<String> {
 /// # Errors
 ///
 /// Those of kolo.
-pub(crate) fn reduce<T, B>(kolo: &Kolo, names: &[String], tensors: &mut [B], op: ReduceOp) -> Result<()>
+pub(crate) fn reduce<T, B>(kolo: &Kolo, names: &[String], tensors: &mut [B], op: ReduceOp) -> kolo::Result<()>
 where
     T: Element,
     B: DerefMut<Target = [T]>,

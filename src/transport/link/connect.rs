@@ -16,7 +16,7 @@ use super::handshake::{self, CHALLENGE, Greeting, HELLO, Nonce, PROOF};
 use super::links::Links;
 use super::{Card, JobKey, Listener};
 use crate::error::{Error, Result};
-use crate::transport::random;
+use crate::os::random;
 
 /// How long one address is tried before the next one.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -24,6 +24,10 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(20);
 /// Accepted connections that have not proved themselves; one more turns the oldest away.
 const GUESTS: usize = 256;
+/// Different reasons for turning guests away that an error lists.
+const REASONS: usize = 4;
+/// What is said of an end that hangs up during the handshake.
+const CLOSED: &str = "closed the connection";
 
 /// The leaders that connect.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +59,7 @@ pub(crate) fn connect(listener: Listener, party: &Party<'_>, deadline: Duration)
         joined: party.hosts.iter().map(|_| None).collect(),
         dials: (0..party.me).map(|host| Dial::new(host, start)).collect(),
         guests: Vec::new(),
-        turned_away: None,
+        turned_away: Vec::new(),
     };
     loop {
         let now = Instant::now();
@@ -77,8 +81,8 @@ struct Setup<'a> {
     joined: Vec<Option<TcpStream>>,
     dials: Vec<Dial>,
     guests: Vec<Guest>,
-    /// Why the last guest was turned away.
-    turned_away: Option<String>,
+    /// Why guests were turned away: the first few different reasons.
+    turned_away: Vec<String>,
 }
 
 /// The attempts to reach one host.
@@ -126,13 +130,19 @@ impl Setup<'_> {
             match guest.advance(self.party) {
                 Ok(None) => self.guests.push(guest),
                 Ok(Some(host)) if self.joined[host].is_none() => self.joined[host] = Some(guest.stream),
-                Ok(Some(host)) => {
-                    self.turned_away = Some(format!("{}: host {host} dialed twice", guest.address));
-                }
-                Err(why) => self.turned_away = Some(format!("{}: {why}", guest.address)),
+                Ok(Some(host)) => self.turn_away(&guest, &format!("host {host} dialed twice")),
+                // A guest that goes by itself may be a leader that tries another address.
+                Err(why) if why == CLOSED => {}
+                Err(why) => self.turn_away(&guest, &why),
             }
         }
         Ok(())
+    }
+
+    fn turn_away(&mut self, guest: &Guest, why: &str) {
+        if self.turned_away.len() < REASONS && !self.turned_away.iter().any(|known| known.ends_with(why)) {
+            self.turned_away.push(format!("{}: {why}", guest.address));
+        }
     }
 
     fn accept(&mut self) -> Result<()> {
@@ -186,21 +196,24 @@ impl Setup<'_> {
                 continue;
             };
             for address in &card.addresses {
-                let what = dial.failures.iter().find(|(tried, _)| tried == address).map_or("no answer", |(_, what)| what);
+                let what =
+                    dial.failures.iter().find(|(tried, _)| tried == address).map_or("no answer", |(_, what)| what);
                 let _ = write!(missing, "{address} {what}; ");
             }
             if card.addresses.is_empty() {
                 let _ = write!(missing, "it advertises no address; ");
             }
         }
-        if let Some(why) = &self.turned_away {
+        for why in &self.turned_away {
             let _ = write!(missing, "turned away {why}; ");
         }
         Error::Timeout {
             what: format!("connecting the leaders of {} hosts", self.joined.len()).into(),
             waited: deadline,
-            missing: format!("{missing}let TCP through between the hosts on all ports, or see why a host's leader stopped")
-                .into(),
+            missing: format!(
+                "{missing}let TCP through between the hosts on all ports, or see why a host's leader stopped"
+            )
+            .into(),
         }
     }
 }
@@ -232,7 +245,7 @@ impl Dial {
         }
         let address = addresses[self.turn % addresses.len()];
         self.turn += 1;
-        if self.turn % addresses.len() == 0 {
+        if self.turn.is_multiple_of(addresses.len()) {
             self.not_before = now + PAUSE;
         }
         match dial(address) {
@@ -267,14 +280,8 @@ impl Attempt {
             if !is_connected(&self.stream)? {
                 return Ok(false);
             }
-            let mut nonce = Nonce::default();
-            random::fill(&mut nonce).map_err(|error| error.to_string())?;
-            let greeting = Greeting {
-                job: party.job,
-                epoch: party.epoch,
-                from: party.me as u32,
-                to: host as u32,
-            };
+            let nonce: Nonce = random::bytes().map_err(|error| error.to_string())?;
+            let greeting = Greeting { job: party.job, epoch: party.epoch, from: party.me as u32, to: host as u32 };
             let hello = handshake::hello(&greeting, &nonce);
             say(&mut self.stream, &hello)?;
             self.hello = Some(hello);
@@ -316,8 +323,7 @@ impl Guest {
                     theirs.from, theirs.job, theirs.epoch, theirs.to, party.me, party.job, party.epoch
                 ));
             }
-            let mut nonce = Nonce::default();
-            random::fill(&mut nonce).map_err(|error| error.to_string())?;
+            let nonce: Nonce = random::bytes().map_err(|error| error.to_string())?;
             say(&mut self.stream, &handshake::challenge(party.key, &hello, &nonce))?;
             self.challenged = Some((hello, nonce, host));
             return Ok(None);
@@ -341,7 +347,7 @@ fn hear<const N: usize>(stream: &mut TcpStream, got: &mut Vec<u8>) -> Result<Opt
     let mut buffer = [0; N];
     while got.len() < N {
         match stream.read(&mut buffer[..N - got.len()]) {
-            Ok(0) => return Err("closed the connection".to_owned()),
+            Ok(0) => return Err(CLOSED.to_owned()),
             Ok(count) => got.extend(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -55,7 +55,9 @@ pub(super) fn read_hello(hello: &[u8; HELLO]) -> Result<Greeting, String> {
     }
     let version = u16::from_le_bytes([hello[4], hello[5]]);
     if version != VERSION {
-        return Err(format!("it speaks version {version} of the link, this is version {VERSION}; use one build of kolo"));
+        return Err(format!(
+            "it speaks version {version} of the link, this is version {VERSION}; use one build of kolo"
+        ));
     }
     let word = |at: usize| u32::from_le_bytes([hello[at], hello[at + 1], hello[at + 2], hello[at + 3]]);
     let wide = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;

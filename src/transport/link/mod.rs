@@ -21,7 +21,7 @@ pub(crate) use connect::{Party, connect};
 pub(crate) use links::{Interest, LinkEvent, Links};
 
 use crate::error::Result;
-use crate::transport::random;
+use crate::os::random;
 
 /// The secret of a job, known to its ranks alone. It reaches them through the bootstrap.
 #[derive(Clone, PartialEq, Eq)]
@@ -30,9 +30,7 @@ pub(crate) struct JobKey([u8; 32]);
 impl JobKey {
     /// A fresh key.
     pub(crate) fn generate() -> Result<Self> {
-        let mut key = [0; 32];
-        random::fill(&mut key)?;
-        Ok(Self(key))
+        random::bytes().map(Self)
     }
 
     /// The key that another rank has generated.

@@ -16,10 +16,8 @@ fn key() -> JobKey {
 }
 
 fn listeners(hosts: usize) -> (Vec<Listener>, Vec<Card>) {
-    let listeners: Vec<Listener> =
-        (0..hosts).map(|_| Listener::bind(Reach::Machine).expect("loopback")).collect();
-    let cards =
-        listeners.iter().enumerate().map(|(i, l)| l.card(format!("node{i}")).expect("a card")).collect();
+    let listeners: Vec<Listener> = (0..hosts).map(|_| Listener::bind(Reach::Machine).expect("loopback")).collect();
+    let cards = listeners.iter().enumerate().map(|(i, l)| l.card(format!("node{i}")).expect("a card")).collect();
     (listeners, cards)
 }
 
@@ -50,10 +48,8 @@ fn hear(links: &Links, count: usize) -> Vec<LinkEvent> {
         assert!(Instant::now() < end, "only heard {events:?}");
         let ready: Vec<usize> = {
             let interests = links.interests();
-            let mut fds: Vec<PollFd<'_>> = interests
-                .iter()
-                .map(|interest| PollFd::from_borrowed_fd(interest.fd, interest.events))
-                .collect();
+            let mut fds: Vec<PollFd<'_>> =
+                interests.iter().map(|interest| PollFd::from_borrowed_fd(interest.fd, interest.events)).collect();
             let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
             poll(&mut fds, Some(&second)).expect("poll");
             let ready = interests.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
@@ -127,7 +123,7 @@ fn a_leader_that_does_not_answer_is_silent_until_it_does() {
     let leaders = leaders(2);
     let start = Instant::now();
     let mut events = Vec::new();
-    let mut look = |millis: u64, events: &mut Vec<LinkEvent>| {
+    let look = |millis: u64, events: &mut Vec<LinkEvent>| {
         leaders[0].heartbeat(start + Duration::from_millis(millis), events);
     };
     for millis in (0..1000).step_by(100) {
@@ -169,7 +165,8 @@ fn a_host_that_does_not_come_is_named_with_its_addresses() {
     let error = connect(listeners.remove(0), &party, Duration::from_millis(200)).expect_err("two are missing");
     assert!(matches!(error, Error::Timeout { .. }));
     let text = error.to_string();
-    for part in ["host 0 (node0)", &cards[0].addresses[0].to_string(), "refused", "host 2 (node2)", "has not connected"] {
+    for part in ["host 0 (node0)", &cards[0].addresses[0].to_string(), "refused", "host 2 (node2)", "has not connected"]
+    {
         assert!(text.contains(part), "{part} is missing in: {text}");
     }
 }
@@ -181,9 +178,7 @@ fn mismatched(dialer: impl Fn(Party<'_>) -> Error + Sync) -> (String, String) {
     drop(both);
     let short = Duration::from_millis(500);
     std::thread::scope(|scope| {
-        let dialing = scope.spawn(|| {
-            dialer(Party { me: 1, hosts: &cards, key: &key(), job: 1, epoch: 0 })
-        });
+        let dialing = scope.spawn(|| dialer(Party { me: 1, hosts: &cards, key: &key(), job: 1, epoch: 0 }));
         let party = Party { me: 0, hosts: &cards, key: &key(), job: 1, epoch: 0 };
         let error = connect(acceptor, &party, short).expect_err("a stranger").to_string();
         (error, dialing.join().expect("no panic").to_string())
@@ -267,8 +262,5 @@ fn bytes_that_are_no_frame_end_the_link_with_a_reason() {
         leader.join().expect("no panic")
     });
     let events = hear(&leader, 1);
-    assert!(
-        matches!(&events[0], LinkEvent::Lost { host: 1, cause } if cause.contains("unknown kind")),
-        "{events:?}"
-    );
+    assert!(matches!(&events[0], LinkEvent::Lost { host: 1, cause } if cause.contains("unknown kind")), "{events:?}");
 }

@@ -190,9 +190,7 @@ impl Serial {
     /// Makes errors on `comm` come back as codes and not end the process.
     pub(super) fn return_errors(&self, comm: Comm) -> Result<()> {
         // SAFETY: a valid communicator and a predefined handler.
-        check("MPI_Comm_set_errhandler", unsafe {
-            ffi::MPI_Comm_set_errhandler(comm.0, ffi::RSMPI_ERRORS_RETURN)
-        })
+        check("MPI_Comm_set_errhandler", unsafe { ffi::MPI_Comm_set_errhandler(comm.0, ffi::RSMPI_ERRORS_RETURN) })
     }
 
     /// Starts to duplicate `comm`.

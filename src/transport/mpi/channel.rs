@@ -166,9 +166,9 @@ impl MpiChannel {
                 Ok(None)
             }
             Progress::Over((buffer, Received::Bytes(bytes))) => Ok(Some((buffer, bytes))),
-            Progress::Over((_, Received::Nothing)) => Err(Error::Poisoned(
-                format!("a receive from rank {} was withdrawn by MPI", self.ranks[from]).into(),
-            )),
+            Progress::Over((_, Received::Nothing)) => {
+                Err(Error::Poisoned(format!("a receive from rank {} was withdrawn by MPI", self.ranks[from]).into()))
+            }
         }
     }
 

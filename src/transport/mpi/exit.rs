@@ -16,14 +16,10 @@ use std::time::{Duration, Instant};
 use super::call::{serial, serial_within};
 use crate::error::{Error, Result};
 
-static STATE: Mutex<State> = Mutex::new(State {
-    home: Home::None,
-    live: BTreeMap::new(),
-    next: 0,
-    hooked: false,
-});
+static STATE: Mutex<State> = Mutex::new(State { home: Home::None, live: BTreeMap::new(), next: 0, hooked: false });
 static CHANGED: Condvar = Condvar::new();
 static FAILED: AtomicBool = AtomicBool::new(false);
+static EXITING: AtomicBool = AtomicBool::new(false);
 /// The process that MPI belongs to; 0 before there is one. A forked child has another number and does nothing.
 static OWNER: AtomicU32 = AtomicU32::new(0);
 
@@ -58,7 +54,8 @@ pub(super) fn is_owner() -> bool {
 
 /// Keeps MPI from being finalised at exit, because something failed. Pending transfers are leaked from now on.
 pub(crate) fn mark_failed(why: &str) {
-    if !FAILED.swap(true, Ordering::AcqRel) {
+    // While the process exits, a logger may miss its thread-local storage.
+    if !FAILED.swap(true, Ordering::AcqRel) && !EXITING.load(Ordering::Relaxed) {
         log::debug!("MPI will not be finalised: {why}");
     }
 }
@@ -208,10 +205,10 @@ fn home() {
     // A thread that exits the process from within an MPI call keeps the lock; then there is no orderly end.
     if let Some(mpi) = serial_within(Duration::from_secs(5)) {
         // The application may have finalised an MPI that kolo started. There is nobody left to tell an error to.
-        if !mpi.finalized().unwrap_or(true) {
-            if let Err(error) = mpi.finalize() {
-                log::debug!("{error}");
-            }
+        if !mpi.finalized().unwrap_or(true)
+            && let Err(error) = mpi.finalize()
+        {
+            log::debug!("{error}");
         }
     }
     lock().home = Home::Over;
@@ -223,9 +220,10 @@ fn at_exit(status: Option<c_int>) {
     if !is_owner() {
         return;
     }
+    EXITING.store(true, Ordering::Relaxed);
     let (live, ours) = {
         let mut state = lock();
-        (std::mem::take(&mut state.live), matches!(state.home, Home::Running(_)))
+        (std::mem::take(&mut state.live), !matches!(state.home, Home::None | Home::Over))
     };
     let alive = !live.is_empty();
     for on_exit in live.into_values() {
@@ -246,6 +244,9 @@ fn at_exit(status: Option<c_int>) {
         return;
     }
     let mut state = lock();
+    if !matches!(state.home, Home::Running(_)) {
+        return;
+    }
     state.home = Home::Ending;
     CHANGED.notify_all();
     // No deadline: finalising waits for ranks that still work, as it must. The launcher ends it if one dies.

@@ -55,7 +55,8 @@ impl Call<'_> {
         let mut distance = 1;
         while distance < size {
             let blocks = &held[..distance.min(size - distance)];
-            let body = self.exchange(distance, &encode(blocks), (me + size - distance) % size, (me + distance) % size)?;
+            let body =
+                self.exchange(distance, &encode(blocks), (me + size - distance) % size, (me + distance) % size)?;
             let more = decode(&body, blocks.len())
                 .ok_or_else(|| foreign((me + distance) % size, "a body that does not hold together"))?;
             held.extend(more);

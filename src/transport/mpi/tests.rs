@@ -1,6 +1,7 @@
 //! Jobs under a real launcher: streams, mix-ups, and every way in which a process can end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::testing::{self, DEADLINE, Ending, under_bare_mpirun, under_mpirun, under_mpirun_ending};
 use super::world::Pace;
@@ -241,13 +242,14 @@ fn abort_ends_every_rank() {
 #[test]
 fn a_forked_child_leaves_mpi_alone() {
     under_mpirun(&[2], |world| {
-        let mut link = channel(&job(world, 1), 0);
-        assert!(!link.try_recv(1 - world.rank(), &mut |_| ()).expect("receive"));
+        let job = job(world, 1);
+        let (mut link, mut waiting) = (channel(&job, 0), channel(&job, 1));
+        assert!(!waiting.try_recv(1 - world.rank(), &mut |_| ()).expect("receive"), "nobody sends here");
         let guard = world.live_guard(|_| panic!("called in the parent or in the child"));
         // SAFETY: the child only drops and exits, which is what this test is about.
         let child = unsafe { libc::fork() };
         if child == 0 {
-            drop((link, guard));
+            drop((link, waiting, guard));
             std::process::exit(33);
         }
         let mut status = 0;
@@ -260,6 +262,18 @@ fn a_forked_child_leaves_mpi_alone() {
 }
 
 #[test]
+fn a_rank_that_never_starts_is_a_timeout_for_the_others() {
+    under_bare_mpirun(Ending::Failure, &[2], || {
+        if super::launched().and_then(|launcher| launcher.rank) == Some(1) {
+            return testing::wait_for(0);
+        }
+        let error = MpiWorld::start(None, Duration::from_millis(500)).expect_err("rank 1 stays away");
+        assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+        assert!(error.to_string().contains("kolo::init"), "{error}");
+    });
+}
+
+#[test]
 fn an_mpi_of_the_application_is_adopted_and_left_to_it() {
     under_bare_mpirun(Ending::Success, &[2], || {
         use mpi::topology::{AsCommunicator, Communicator};
@@ -268,10 +282,8 @@ fn an_mpi_of_the_application_is_adopted_and_left_to_it() {
         assert!(granted >= asked);
         let whole = MpiWorld::start(None, DEADLINE).expect("adopted");
         // Another order of ranks shows that the given communicator is used.
-        let reversed = universe.world().split_by_color_with_key(
-            mpi::topology::Color::with_value(0),
-            -universe.world().rank(),
-        );
+        let reversed =
+            universe.world().split_by_color_with_key(mpi::topology::Color::with_value(0), -universe.world().rank());
         let reversed = reversed.expect("a member");
         let raw = mpi::raw::AsRaw::as_raw(&reversed.as_communicator());
         let part = MpiWorld::start(Some(raw), DEADLINE).expect("adopted");

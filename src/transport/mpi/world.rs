@@ -67,9 +67,7 @@ impl MpiWorld {
         let mpi = serial();
         let library = call::library();
         let (rank, size) = (to_usize(mpi.rank(parent)?), to_usize(mpi.size(parent)?));
-        if whole
-            && let Some(text) = launcher::launched().and_then(|launcher| launcher.contradicts(size, &library))
-        {
+        if whole && let Some(text) = launcher::launched().and_then(|launcher| launcher.contradicts(size, &library)) {
             return Err(Error::config(text));
         }
         let tag_limit = mpi.tag_limit()?;
@@ -174,8 +172,9 @@ fn start_mpi(adopt: Option<RawComm>, deadline: Duration) -> Result<Comm> {
             "a communicator was given, but MPI is not initialised; call MPI_Init_thread with MPI_THREAD_SERIALIZED first",
         ));
     }
-    let level = exit::start_home(deadline)?;
+    let level = exit::start_home(deadline);
     exit::watch_exit()?;
+    let level = level?;
     sufficient(level)?;
     let mpi = serial();
     mpi.return_errors(Comm::world())?;

@@ -234,6 +234,16 @@ impl Arena {
         self.inner.progress.done(member)
     }
 
+    /// Says that this member has given up an operation that the others count on. Ring their bells afterwards.
+    pub(crate) fn poison(&self) {
+        self.inner.progress.poison(self.inner.me);
+    }
+
+    /// A member that has given up, if there is one: what it has not published will never come.
+    pub(crate) fn poisoned(&self) -> Option<usize> {
+        self.inner.progress.poisoned()
+    }
+
     /// Whether every member has packed at least so many chunks.
     #[inline]
     pub(crate) fn all_packed(&self, chunks: u64) -> bool {
@@ -321,8 +331,7 @@ mod tests {
     use super::super::log::Install;
     use super::*;
 
-    const PARAMS: ArenaParams =
-        ArenaParams { members: 3, slot_bytes: 5000, slots: 2, mail_bytes: 1, negotiated: true };
+    const PARAMS: ArenaParams = ArenaParams { members: 3, slot_bytes: 5000, slots: 2, mail_bytes: 1, negotiated: true };
 
     fn arenas(params: &ArenaParams) -> Vec<Arena> {
         let memory = Memory::anonymous(Arena::bytes(params)).expect("memory");
@@ -378,14 +387,8 @@ mod tests {
                     assert!(arena.slot_ptr(from, slot).addr().is_multiple_of(4096));
                 }
                 if from != arena.me() {
-                    assert!(
-                        arena
-                            .receiver(from)
-                            .try_recv(|bytes| assert!(bytes.iter().all(|b| *b == from as u8)))
-                    );
-                    assert!(
-                        arena.request_reader(from).try_read(|bytes| assert_eq!(bytes, [from as u8; 100]))
-                    );
+                    assert!(arena.receiver(from).try_recv(|bytes| assert!(bytes.iter().all(|b| *b == from as u8))));
+                    assert!(arena.request_reader(from).try_read(|bytes| assert_eq!(bytes, [from as u8; 100])));
                 }
             }
             let mut entry = Vec::new();
@@ -436,10 +439,7 @@ mod tests {
     #[test]
     fn a_slot_is_free_once_all_are_done_with_it() {
         let arenas = arenas(&PARAMS);
-        assert_eq!(
-            (arenas[0].free_slot(0), arenas[0].free_slot(1), arenas[0].free_slot(2)),
-            (Some(0), Some(1), None)
-        );
+        assert_eq!((arenas[0].free_slot(0), arenas[0].free_slot(1), arenas[0].free_slot(2)), (Some(0), Some(1), None));
         arenas[0].set_done(1);
         arenas[1].set_done(2);
         assert_eq!(arenas[0].free_slot(2), None);
@@ -465,10 +465,7 @@ mod tests {
                         for from in 0..3 {
                             until(|| arena.announced(from, seq).is_some());
                             assert_eq!(arena.announced(from, seq), Some(print(seq)));
-                            assert_eq!(
-                                arena.payload(from, seq),
-                                [u64::from(seq) << 8 | from as u64; PAYLOAD]
-                            );
+                            assert_eq!(arena.payload(from, seq), [u64::from(seq) << 8 | from as u64; PAYLOAD]);
                         }
                     }
                 });
@@ -499,9 +496,7 @@ mod tests {
                             // SAFETY: packed, and only this member writes this part before all have reduced.
                             unsafe {
                                 arena.slot(from, slot).read(me * PART, PART, |part| {
-                                    sum.iter_mut()
-                                        .zip(part)
-                                        .for_each(|(sum, byte)| *sum = sum.wrapping_add(*byte));
+                                    sum.iter_mut().zip(part).for_each(|(sum, byte)| *sum = sum.wrapping_add(*byte));
                                 });
                             }
                         }
@@ -513,9 +508,7 @@ mod tests {
                         for from in 0..3 {
                             // SAFETY: reduced, and not written again before this member is done.
                             unsafe {
-                                arena
-                                    .slot(from, slot)
-                                    .read(from * PART, PART, |part| assert_eq!(part, wanted));
+                                arena.slot(from, slot).read(from * PART, PART, |part| assert_eq!(part, wanted));
                             }
                         }
                         arena.set_done(chunk + 1);

@@ -198,8 +198,7 @@ impl Control {
     fn end(&self, member: usize, state: MemberState) -> bool {
         let joined = MemberState::Joined as u32;
         let line = &self.inner.members[member];
-        let first =
-            line.state.compare_exchange(joined, state as u32, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        let first = line.state.compare_exchange(joined, state as u32, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if first {
             self.inner.bells.ring_others();
         }

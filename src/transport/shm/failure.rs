@@ -94,10 +94,7 @@ impl Failures {
         record.host_len.store(host.len() as u32, Ordering::Relaxed);
         record.cause_len.store(cause.len() as u32, Ordering::Relaxed);
         // Release: whoever sees the record won reads all of it. A member that dies before this leaves no trace.
-        self.first[0]
-            .record
-            .compare_exchange(0, self.me as u32 + 1, Ordering::Release, Ordering::Relaxed)
-            .is_ok()
+        self.first[0].record.compare_exchange(0, self.me as u32 + 1, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
     /// Whether there is a failure: one load.
@@ -113,9 +110,7 @@ impl Failures {
         let text = &self.texts[owner];
         let read = |at, len: u32, most: usize| {
             // SAFETY: the record has won (acquire), and a record is written once, before that.
-            unsafe {
-                text.read(at, (len as usize).min(most), |bytes| String::from_utf8_lossy(bytes).into_owned())
-            }
+            unsafe { text.read(at, (len as usize).min(most), |bytes| String::from_utf8_lossy(bytes).into_owned()) }
         };
         let host = read(0, record.host_len.load(Ordering::Relaxed), HOST);
         let cause = read(HOST, record.cause_len.load(Ordering::Relaxed), CAUSE);
@@ -149,14 +144,11 @@ mod tests {
                     for thread in 0..2 {
                         let wins = &wins;
                         scope.spawn(move || {
-                            let failure =
-                                Failure::new(me as u32 * 2 + thread, "host", format!("cause {me}.{thread}"));
+                            let failure = Failure::new(me as u32 * 2 + thread, "host", format!("cause {me}.{thread}"));
                             if failures.fail(&failure) {
                                 wins.lock().expect("the list").push(failure);
                             }
-                            assert!(
-                                failures.any() || failures.records[me].claimed.load(Ordering::Relaxed) == 1
-                            );
+                            assert!(failures.any() || failures.records[me].claimed.load(Ordering::Relaxed) == 1);
                         });
                     }
                 }

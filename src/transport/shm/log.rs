@@ -234,9 +234,7 @@ impl Log {
         entry.clear();
         // SAFETY: the cell (acquire) names the buffer, so the entry is complete; its proposer reuses the buffer only once
         // this member has executed the entry.
-        unsafe {
-            bytes.read(0, line.len.load(Ordering::Relaxed) as usize, |bytes| entry.extend_from_slice(bytes))
-        };
+        unsafe { bytes.read(0, line.len.load(Ordering::Relaxed) as usize, |bytes| entry.extend_from_slice(bytes)) };
         true
     }
 
@@ -367,10 +365,8 @@ mod tests {
                             let mut entries = Vec::new();
                             let mut entry = Vec::new();
                             for index in 0..ENTRIES {
-                                let mine = vec![
-                                    (index + log.me as u64 * 100) as u8;
-                                    1 + (index as usize + log.me) % 128
-                                ];
+                                let mine =
+                                    vec![(index + log.me as u64 * 100) as u8; 1 + (index as usize + log.me) % 128];
                                 while log.install(index, &mine) == Install::NoBuffer {
                                     std::thread::yield_now();
                                 }
@@ -386,8 +382,7 @@ mod tests {
             });
             for (index, entry) in read[0].iter().enumerate() {
                 let whole = (0..members).any(|me| {
-                    entry.len() == 1 + (index + me) % 128
-                        && entry.iter().all(|byte| *byte == (index + me * 100) as u8)
+                    entry.len() == 1 + (index + me) % 128 && entry.iter().all(|byte| *byte == (index + me * 100) as u8)
                 });
                 assert!(whole, "entry {index} is nobody's: {entry:?}");
                 assert!(read.iter().all(|read| read[index] == *entry), "entry {index}");

@@ -262,8 +262,7 @@ mod tests {
                 let memory = &memory;
                 scope.spawn(move || {
                     let peers = || (0..MEMBERS).filter(|peer| *peer != me);
-                    let mut out: Vec<_> =
-                        peers().map(|to| (to, 0, MailSender::new(memory, &place, me, to))).collect();
+                    let mut out: Vec<_> = peers().map(|to| (to, 0, MailSender::new(memory, &place, me, to))).collect();
                     let mut inbox: Vec<_> =
                         peers().map(|from| (from, 0, MailReceiver::new(memory, &place, from, me))).collect();
                     loop {
@@ -281,8 +280,8 @@ mod tests {
                                 moved = true;
                             }
                         }
-                        let all = out.iter().all(|out| out.1 == MESSAGES)
-                            && inbox.iter().all(|inbox| inbox.1 == MESSAGES);
+                        let all =
+                            out.iter().all(|out| out.1 == MESSAGES) && inbox.iter().all(|inbox| inbox.1 == MESSAGES);
                         if all {
                             break;
                         }

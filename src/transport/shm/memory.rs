@@ -114,9 +114,7 @@ mod real {
 
         fn check(&self, offset: usize, len: usize, align: usize) {
             assert!(
-                offset <= self.len
-                    && len <= self.len - offset
-                    && (self.offset + offset).is_multiple_of(align),
+                offset <= self.len && len <= self.len - offset && (self.offset + offset).is_multiple_of(align),
                 "{offset}+{len} (aligned to {align}) of {} bytes of shared memory",
                 self.len
             );
@@ -275,9 +273,7 @@ mod modelled {
 
         fn check(&self, offset: usize, len: usize, align: usize) {
             assert!(
-                offset <= self.len
-                    && len <= self.len - offset
-                    && (self.offset + offset).is_multiple_of(align),
+                offset <= self.len && len <= self.len - offset && (self.offset + offset).is_multiple_of(align),
                 "{offset}+{len} (aligned to {align}) of {} bytes of shared memory",
                 self.len
             );
@@ -304,9 +300,8 @@ mod modelled {
 
         pub(crate) fn bytes(&self, offset: usize, len: usize) -> Bytes {
             self.check(offset, len, 1);
-            let grains = self.find(offset, true, || {
-                (0..len.div_ceil(GRAIN)).map(|_| Grain(UnsafeCell::new(()))).collect()
-            });
+            let grains =
+                self.find(offset, true, || (0..len.div_ceil(GRAIN)).map(|_| Grain(UnsafeCell::new(()))).collect());
             assert_eq!(grains.len(), len.div_ceil(GRAIN), "one length for a place");
             Bytes { memory: self.part_unaligned(offset, len), grains }
         }

@@ -11,6 +11,8 @@ struct ProgressLine {
     packed: AtomicU64,
     reduced: AtomicU64,
     done: AtomicU64,
+    /// Not zero once the member has given up an operation that the others count on.
+    poisoned: AtomicU64,
 }
 
 // SAFETY: atomics only.
@@ -46,6 +48,16 @@ impl Progress {
     #[inline]
     pub(crate) fn set_done(&self, me: usize, chunks: u64) {
         self.lines[me].done.store(chunks, Ordering::Release);
+    }
+
+    /// Release: what the member did before it gave up is seen by whoever learns of it.
+    pub(crate) fn poison(&self, me: usize) {
+        self.lines[me].poisoned.store(1, Ordering::Release);
+    }
+
+    /// A member that has given up, if there is one.
+    pub(crate) fn poisoned(&self) -> Option<usize> {
+        self.lines.iter().position(|line| line.poisoned.load(Ordering::Acquire) != 0)
     }
 
     #[inline]

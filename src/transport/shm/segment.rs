@@ -182,10 +182,7 @@ mod tests {
         let mut child = rerun::command(PEER, &ticket).spawn().expect("a child");
         while control.state(1) == MemberState::Absent {
             let ended = child.try_wait().expect("a state");
-            assert!(
-                ended.is_none() || control.state(1) != MemberState::Absent,
-                "the child never joined: {ended:?}"
-            );
+            assert!(ended.is_none() || control.state(1) != MemberState::Absent, "the child never joined: {ended:?}");
             control.sleep(Some(Duration::from_secs(1)), || control.state(1) != MemberState::Absent);
         }
         assert_eq!(control.member(1).process.pid, child.id());

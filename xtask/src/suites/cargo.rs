@@ -39,7 +39,8 @@ pub(crate) fn docs(context: &Context) -> Result<()> {
 pub(crate) fn build(context: &Context) -> Result<()> {
     context.run(&mut cargo(&["test", "--quiet", "--workspace", "--no-run"]))?;
     context.run(&mut cargo(&["build", "--quiet", "--workspace", "--release", "--examples"]))?;
-    context.count(2);
+    context.run(&mut loom_with("--no-run"))?;
+    context.count(3);
     Ok(())
 }
 
@@ -90,10 +91,15 @@ fn test_files(directory: &str) -> Result<Vec<String>> {
 }
 
 pub(crate) fn loom(context: &Context) -> Result<()> {
-    let mut command = cargo(&["test", "--quiet", "--release", "--lib", "--no-default-features", "loom_"]);
-    // Other flags rebuild everything: in a directory of their own they rebuild once.
-    context.run(command.env("RUSTFLAGS", "--cfg kolo_loom").env("CARGO_TARGET_DIR", target().join("loom")))?;
+    context.run(&mut loom_with("loom_"))?;
     context.need_tests()
+}
+
+/// Other flags rebuild everything: in a directory of their own they rebuild once.
+fn loom_with(word: &str) -> Command {
+    let mut command = cargo(&["test", "--quiet", "--release", "--lib", "--no-default-features", word]);
+    command.env("RUSTFLAGS", "--cfg kolo_loom").env("CARGO_TARGET_DIR", target().join("loom"));
+    command
 }
 
 pub(crate) fn seeds(context: &Context) -> Result<()> {

@@ -8,18 +8,19 @@ use anyhow::{Result, bail, ensure};
 use super::Context;
 use super::source::{self, Source};
 
-/// From the ground up. `lib.rs` stands on top and may import all.
+/// From the ground up; modules on one floor do not import from each other. `lib.rs` stands on top and may import all.
 const FLOORS: &[&[&str]] = &[
-    &["error"],
-    &["event", "fields"],
+    &["error", "fields"],
+    &["event"],
     &["os"],
     &["tensor", "config", "topology"],
     &["transport", "device", "plan"],
-    &["engine"],
     &["membership"],
+    &["engine"],
     &["coordinator"],
     &["handle"],
-    &["collective", "process_set", "communicator"],
+    &["process_set", "communicator"],
+    &["collective"],
     &["runtime", "observe"],
     &["optim", "data"],
     &["integrations"],

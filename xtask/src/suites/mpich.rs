@@ -45,7 +45,12 @@ impl Mpich {
         fs::create_dir_all(&packages).with_context(|| format!("cannot create {}", packages.display()))?;
         crate::setup::apt_get(&["update"])?;
         let wanted = wanted_packages()?;
-        context.run(Command::new("apt-get").arg("download").args(&wanted).current_dir(&packages))?;
+        context.run(
+            Command::new("apt-get")
+                .args(["-o", "APT::Sandbox::User=root", "download"])
+                .args(&wanted)
+                .current_dir(&packages),
+        )?;
         for entry in fs::read_dir(&packages)? {
             let package = entry?.path();
             context.run(Command::new("dpkg-deb").arg("--extract").arg(package).arg(self.files()))?;

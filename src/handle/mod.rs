@@ -1,0 +1,135 @@
+//! Named operations in flight: handles, scopes, and who advances them.
+
+mod call;
+mod driver;
+mod flight;
+mod scope;
+mod session;
+mod set;
+mod tickets;
+mod wires;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use call::Call;
+pub use call::Options;
+pub(crate) use driver::Driver;
+pub(crate) use flight::Flight;
+pub use scope::{Scope, ScopedHandle};
+pub(crate) use session::Session;
+pub(crate) use set::NamedSet;
+pub(crate) use tickets::Entry;
+
+use crate::coordinator::Ticket;
+use crate::error::{Error, Result};
+use crate::tensor::Hold;
+
+/// A named operation in flight that owns its tensor, and gives it back when the operation has ended.
+///
+/// The tensor cannot be touched meanwhile: the handle has it.
+///
+/// Dropping a handle does not stop the operation: the other ranks count on it. It runs to its end, and the tensor is
+/// dropped then. A leaked handle leaks nothing but itself and its tensor.
+///
+/// ```compile_fail
+/// # kolo::threads(1, |kolo| -> kolo::Result<()> {
+/// let gradient = vec![1.0_f32; 4];
+/// let handle = kolo.allreduce_async("gradient", gradient, kolo::ReduceOp::Sum)?;
+/// println!("{gradient:?}"); // in flight: moved into the operation
+/// let gradient = handle.wait()?;
+/// # Ok(())
+/// # });
+/// ```
+#[must_use = "the result comes from `wait`"]
+pub struct Handle<B> {
+    pub(crate) set: Arc<NamedSet>,
+    pub(crate) ticket: Ticket,
+    pub(crate) flight: Arc<Flight>,
+    pub(crate) hold: Arc<Hold<B>>,
+}
+
+/// What [`Handle::wait_timeout`] came to.
+#[derive(Debug)]
+pub enum Waited<B> {
+    /// The operation has ended well; here is its tensor.
+    Done(B),
+    /// It has not ended yet; here is its handle.
+    Pending(Handle<B>),
+}
+
+impl<B> fmt::Debug for Handle<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, over) = (self.flight.name(), self.flight.is_over());
+        f.debug_struct("Handle").field("name", name).field("over", &over).finish_non_exhaustive()
+    }
+}
+
+impl<B> Handle<B> {
+    /// The tensor's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.flight.name()
+    }
+
+    /// Whether the operation has ended, well or not. Never blocks, and advances nothing.
+    #[must_use]
+    pub fn poll(&self) -> bool {
+        self.flight.is_over()
+    }
+
+    /// Waits until the operation has ended, and gives the tensor back.
+    ///
+    /// The waiting thread advances the operations of this rank itself.
+    ///
+    /// # Errors
+    /// What the operation ended with: [`Error::Mismatch`] if the ranks asked for different things,
+    /// [`Error::Timeout`] at the deadline, the first failure of the job. The tensor is dropped then; its elements
+    /// would be unspecified.
+    pub fn wait(self) -> Result<B> {
+        wait(&self.set, self.ticket, &self.flight)?;
+        self.take()
+    }
+
+    /// As [`wait`](Self::wait), but gives the handle back if the operation has not ended after `timeout`.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_timeout(self, timeout: Duration) -> Result<Waited<B>> {
+        if !self.flight.is_over() {
+            self.set.urge(self.ticket);
+        }
+        self.set.driver.wait(|| self.flight.is_over(), timeout)?;
+        match self.flight.outcome() {
+            None => Ok(Waited::Pending(self)),
+            Some(outcome) => outcome.and_then(|()| self.take()).map(Waited::Done),
+        }
+    }
+
+    /// Gives the operation up and takes the tensor back, with unspecified elements.
+    ///
+    /// If the ranks have not agreed to run it yet, the name is withdrawn: the peers go on to wait for this rank to submit
+    /// it again. After that it is too late, and the set is poisoned: every later operation of it fails, on every rank.
+    pub fn cancel(self) -> Option<B> {
+        if !self.flight.is_over() {
+            self.set.cancel(self.ticket);
+        }
+        self.hold.take()
+    }
+
+    fn take(self) -> Result<B> {
+        self.hold.take().ok_or_else(|| Error::Cancelled(Arc::clone(self.flight.name())))
+    }
+}
+
+/// Waits for an operation's end, however long: its own deadline ends it.
+pub(crate) fn wait(set: &NamedSet, ticket: Ticket, flight: &Flight) -> Result<()> {
+    loop {
+        if let Some(outcome) = flight.outcome() {
+            return outcome;
+        }
+        set.urge(ticket);
+        set.driver.wait(|| flight.is_over(), Duration::MAX)?;
+    }
+}

@@ -1,0 +1,50 @@
+//! A rank's named sets and what advances them, for as long as somebody holds on to the rank.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{Driver, NamedSet};
+use crate::coordinator::Params;
+use crate::engine::{Built, Ground};
+use crate::error::{Error, Result};
+
+/// Held by everything through which users submit. The drop of the last one ends the rank's operations in flight.
+pub(crate) struct Session {
+    pub(crate) ground: Arc<Ground>,
+    driver: Arc<Driver>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("ground", &self.ground).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    pub(crate) fn new(ground: Arc<Ground>) -> Arc<Self> {
+        let driver = Driver::new(Arc::clone(ground.port()));
+        Arc::new(Self { ground, driver })
+    }
+
+    /// Named operations over a set that was built for negotiation.
+    pub(crate) fn named(&self, built: Built) -> Result<Arc<NamedSet>> {
+        let config = &self.ground.job.config;
+        let default = Params::default();
+        let params = Params {
+            fusion_bytes: config.fusion_bytes.0 as u64,
+            window: config.fusion_window.0.unwrap_or(default.window),
+            stall_warn: self.ground.port().warning,
+            stall_deadline: config.deadline,
+            capacity: config.cache_capacity.next_multiple_of(64),
+            ..default
+        };
+        NamedSet::new(Arc::clone(&self.driver), built, params)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let error = "the last Kolo of this rank was dropped while the operation was in flight; wait for it first";
+        self.driver.shut_down(&Error::Poisoned(error.into()));
+    }
+}

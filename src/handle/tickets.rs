@@ -1,0 +1,86 @@
+//! The operations in flight of one set, by ticket.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::flight::Flight;
+use crate::coordinator::Ticket;
+use crate::error::Result;
+use crate::tensor::Piece;
+
+/// One operation in flight: its shared state, its memory, and what keeps that memory alive.
+pub(crate) struct Entry {
+    pub(crate) flight: Arc<Flight>,
+    /// Set when the entry is handed in.
+    pub(crate) ticket: Ticket,
+    pub(crate) piece: Piece,
+    /// The owned tensor; absent when the caller's borrow outlives the operation.
+    pub(crate) hold: Option<Arc<dyn Send + Sync>>,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").field("flight", &self.flight).finish_non_exhaustive()
+    }
+}
+
+/// A slab: a ticket is a place (low half) and how often it was used (high half), so an old ticket finds nothing.
+#[derive(Debug, Default)]
+pub(super) struct Tickets {
+    places: Vec<Place>,
+    free: Vec<u32>,
+    ended: usize,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    uses: u32,
+    entry: Option<Entry>,
+}
+
+impl Tickets {
+    pub(super) fn insert(&mut self, mut entry: Entry) -> Ticket {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            (self.places.len() - 1) as u32
+        });
+        let place = &mut self.places[index as usize];
+        place.uses = place.uses.wrapping_add(1);
+        entry.ticket = Ticket(u64::from(place.uses) << 32 | u64::from(index));
+        place.entry.insert(entry).ticket
+    }
+
+    pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
+        let index = ticket.0 as u32;
+        let place = self.places.get_mut(index as usize).filter(|place| place.uses == (ticket.0 >> 32) as u32)?;
+        let entry = place.entry.take()?;
+        self.free.push(index);
+        Some(entry)
+    }
+
+    /// Takes all operations out.
+    pub(super) fn drain(&mut self) -> Vec<Entry> {
+        let Self { places, free, .. } = self;
+        let take = |(index, place): (usize, &mut Place)| {
+            let entry = place.entry.take()?;
+            free.push(index as u32);
+            Some(entry)
+        };
+        places.iter_mut().enumerate().filter_map(take).collect()
+    }
+
+    /// Ends an operation that was taken out.
+    pub(super) fn end(&mut self, entry: &Entry, result: Result<()>) {
+        entry.flight.finish(result);
+        self.ended += 1;
+    }
+
+    /// How many operations have ended since this was last asked.
+    pub(super) fn take_ended(&mut self) -> usize {
+        std::mem::take(&mut self.ended)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == self.places.len()
+    }
+}

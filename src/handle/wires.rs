@@ -1,0 +1,249 @@
+//! Carries the coordinator's events and actions between a rank and its host's shared memory, and between host leaders.
+//!
+//! What the coordinator asks of this file is listed in `coordinator/README.md`, section 11: above all, a round reads the
+//! log until it is empty, then the rings, then the words, and then says `Tick`.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::coordinator::{Action, Coordinator, Event};
+use crate::engine::Team;
+use crate::error::Result;
+use crate::transport::Link;
+use crate::transport::shm::{Arena, Install, Log, RequestReader, RequestWriter};
+
+/// The coordinator's view of the outside.
+pub(super) struct Wires {
+    arena: Arena,
+    log: Log,
+    writer: RequestWriter,
+    /// The rings of the other members.
+    readers: Vec<(usize, RequestReader)>,
+    /// Own frames that are in the ring: the coordinator hears them in their turn like everyone's.
+    echoes: VecDeque<Vec<u8>>,
+    me: usize,
+    /// The version of each member's ready words when they were last read, and the words.
+    versions: Vec<u64>,
+    words: Vec<Vec<u64>>,
+    /// The next index of the log.
+    position: u64,
+    /// Frames that wait for room in the ring.
+    frames: VecDeque<Vec<u8>>,
+    leaders: Option<Leaders>,
+    bytes: Vec<u8>,
+    /// Something happened since the last `Tick`.
+    dirty: bool,
+    tick_at: Option<Duration>,
+}
+
+/// The channel between the leaders of a set's hosts.
+struct Leaders {
+    link: Box<dyn Link>,
+    /// The leader of each host, as a set rank; this rank is that of `host`.
+    ranks: Vec<usize>,
+    host: usize,
+    outgoing: VecDeque<(usize, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for Wires {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wires").field("position", &self.position).finish_non_exhaustive()
+    }
+}
+
+impl Wires {
+    pub(super) fn new(arena: &Arena, team: &Team, link: Option<Box<dyn Link>>) -> Self {
+        let members = team.members().len();
+        let leads = team.member() == 0;
+        let leaders = link.filter(|_| leads).map(|link| Leaders {
+            link,
+            ranks: team.hosts().iter().map(|members| members[0]).collect(),
+            host: team.host(),
+            outgoing: VecDeque::new(),
+        });
+        Self {
+            arena: arena.clone(),
+            log: arena.log(),
+            writer: arena.request_writer(),
+            readers: (0..members)
+                .filter(|&member| member != team.member())
+                .map(|member| (member, arena.request_reader(member)))
+                .collect(),
+            echoes: VecDeque::new(),
+            me: team.member(),
+            versions: vec![0; members],
+            words: vec![Vec::new(); members],
+            position: 0,
+            frames: VecDeque::new(),
+            leaders,
+            bytes: Vec::new(),
+            dirty: false,
+            tick_at: None,
+        }
+    }
+
+    /// Asks for a `Tick` in the next round: an event went to the coordinator from elsewhere.
+    pub(super) fn touch(&mut self) {
+        self.dirty = true;
+    }
+
+    /// When the next round is due at the latest, if nothing happens before.
+    pub(super) fn tick_at(&self) -> Option<Duration> {
+        self.tick_at
+    }
+
+    /// Whether nothing waits to be handed to a peer.
+    pub(super) fn is_flushed(&self) -> bool {
+        let sent = |leaders: &Leaders| leaders.outgoing.is_empty() && leaders.link.idle();
+        self.frames.is_empty() && self.leaders.as_ref().is_none_or(sent)
+    }
+
+    /// One round: everything that can be read, then `Tick` if there was anything or it is time.
+    ///
+    /// Returns whether there was. The actions are appended to `actions`.
+    pub(super) fn round(
+        &mut self,
+        now: Duration,
+        coordinator: &mut Coordinator,
+        actions: &mut Vec<Action>,
+    ) -> Result<bool> {
+        self.dirty |= self.hear(now, coordinator, actions)?;
+        while self.log.read(self.position, &mut self.bytes) {
+            coordinator.step(now, Event::Entry { index: self.position, bytes: &self.bytes }, actions);
+            self.position += 1;
+            self.dirty = true;
+        }
+        if coordinator.watches_peers() {
+            for (member, reader) in &mut self.readers {
+                let member = *member;
+                while reader.try_read(|bytes| coordinator.step(now, Event::PeerRequest { member, bytes }, actions)) {
+                    self.dirty = true;
+                }
+            }
+            while let Some(bytes) = self.echoes.pop_front() {
+                coordinator.step(now, Event::PeerRequest { member: self.me, bytes: &bytes }, actions);
+                coordinator.recycle_bytes(bytes);
+            }
+            for member in 0..self.versions.len() {
+                self.dirty |= self.read_words(member, now, coordinator, actions);
+            }
+        }
+        let due = self.tick_at.is_some_and(|at| at <= now);
+        if !self.dirty && !due {
+            return Ok(false);
+        }
+        let moved = std::mem::take(&mut self.dirty);
+        self.tick_at = None;
+        coordinator.step(now, Event::Tick, actions);
+        Ok(moved)
+    }
+
+    fn read_words(
+        &mut self,
+        member: usize,
+        now: Duration,
+        coordinator: &mut Coordinator,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let version = self.arena.ready_words().version(member);
+        if version == self.versions[member] {
+            return false;
+        }
+        self.versions[member] = version;
+        let seen = &mut self.words[member];
+        seen.resize(coordinator.words_in_use().max(seen.len()), 0);
+        for (word, seen) in seen.iter_mut().enumerate() {
+            let bits = self.arena.ready_words().word(member, word);
+            if bits != *seen {
+                *seen = bits;
+                coordinator.step(now, Event::PeerBits { member, word, bits }, actions);
+            }
+        }
+        true
+    }
+
+    /// Takes in what other leaders sent.
+    fn hear(&mut self, now: Duration, coordinator: &mut Coordinator, actions: &mut Vec<Action>) -> Result<bool> {
+        let Some(leaders) = &mut self.leaders else { return Ok(false) };
+        let mut heard = false;
+        for (host, &rank) in leaders.ranks.iter().enumerate() {
+            if host == leaders.host {
+                continue;
+            }
+            let mut take = |bytes: &[u8]| coordinator.step(now, Event::HostMessage { host, bytes }, actions);
+            while leaders.link.try_recv(rank, &mut take)? {
+                heard = true;
+            }
+        }
+        Ok(heard)
+    }
+
+    /// Does one of the actions that concern the outside; gives the others back.
+    ///
+    /// Sets `rang` if peers must be woken.
+    pub(super) fn act(
+        &mut self,
+        now: Duration,
+        action: Action,
+        coordinator: &mut Coordinator,
+        actions: &mut Vec<Action>,
+        rang: &mut bool,
+    ) -> Option<Action> {
+        match action {
+            Action::PublishRequest(frame) => {
+                self.frames.push_back(frame);
+                *rang |= self.publish_frames();
+            }
+            Action::SetBits { word, bits } => {
+                self.arena.ready_words().set(word, bits);
+                *rang = true;
+            }
+            Action::Propose { index, bytes } => {
+                match self.log.install(index, &bytes) {
+                    Install::Installed => *rang = true,
+                    Install::Lost => {}
+                    Install::NoBuffer => coordinator.step(now, Event::ProposeFailed { index }, actions),
+                }
+                coordinator.recycle_bytes(bytes);
+                // Whoever won, there is an entry to read, or a proposal to make again.
+                self.dirty = true;
+            }
+            Action::Executed(index) => self.log.set_executed(index),
+            Action::SendHost { host, bytes } => {
+                if let Some(leaders) = &mut self.leaders {
+                    leaders.outgoing.push_back((host, bytes));
+                }
+            }
+            Action::WakeAt(at) => self.tick_at = Some(at),
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Hands on what had to wait for room. Returns whether peers must be woken.
+    pub(super) fn flush(&mut self, coordinator: &mut Coordinator) -> Result<bool> {
+        let rang = self.publish_frames();
+        if let Some(leaders) = &mut self.leaders {
+            leaders.link.progress()?;
+            while let Some((host, bytes)) = leaders.outgoing.front() {
+                if !leaders.link.try_send(leaders.ranks[*host], bytes)? {
+                    break;
+                }
+                if let Some((_, bytes)) = leaders.outgoing.pop_front() {
+                    coordinator.recycle_bytes(bytes);
+                }
+            }
+        }
+        Ok(rang)
+    }
+
+    fn publish_frames(&mut self) -> bool {
+        let mut published = false;
+        while self.frames.front().is_some_and(|frame| self.writer.try_write(frame)) {
+            self.echoes.extend(self.frames.pop_front());
+            published = true;
+            self.dirty = true;
+        }
+        published
+    }
+}

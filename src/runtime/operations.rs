@@ -1,0 +1,169 @@
+//! What a rank does with the others: sets, communicators, and named operations of all ranks.
+
+use std::sync::Arc;
+
+use super::Kolo;
+use crate::communicator::Communicator;
+use crate::error::{Error, Result};
+use crate::handle::{Handle, Options, Scope};
+use crate::process_set::ProcessSet;
+use crate::tensor::{Element, ReduceOp, Tensor};
+
+/// The name of [`Kolo::barrier`] among the named operations.
+const BARRIER: &str = "kolo.barrier";
+
+impl Kolo {
+    /// A communicator of all ranks, for collectives matched by order.
+    ///
+    /// # Collective
+    /// Every rank of the job, in the same order among communicators and process sets.
+    ///
+    /// # Errors
+    /// On every rank: a host without shared memory left, a rank that does not come before the deadline.
+    pub fn communicator(&self) -> Result<Communicator> {
+        let ground = &self.world().session.ground;
+        let all = (0..self.size() as u32).collect();
+        let built = ground.build(all, false, &mut |bytes| self.job.allgather(bytes))?;
+        Ok(Communicator::new(Arc::clone(ground), built))
+    }
+
+    /// A set of the global ranks `ranks` with named operations of its own; `None` on the ranks that are not in it.
+    ///
+    /// ```
+    /// # kolo::threads(3, |kolo| -> kolo::Result<()> {
+    /// let even = kolo.process_set(&[0, 2])?;
+    /// if let Some(even) = even {
+    ///     let mut data = [1.0_f32];
+    ///     even.allreduce("x", &mut data, kolo::ReduceOp::Sum)?;
+    ///     assert_eq!(data, [2.0]);
+    /// }
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Collective
+    /// Every rank of the job, members or not, with the same list, in the same order among communicators and process
+    /// sets.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] on every rank if the list is empty, names a rank twice, or one that does not exist; else as
+    /// [`communicator`](Self::communicator).
+    pub fn process_set(&self, ranks: &[usize]) -> Result<Option<ProcessSet>> {
+        self.check_list(ranks)?;
+        let session = &self.world().session;
+        let members: Vec<u32> = ranks.iter().map(|&rank| rank as u32).collect();
+        if !ranks.contains(&self.rank()) {
+            return session.ground.attend(&mut |bytes| self.job.allgather(bytes)).map(|()| None);
+        }
+        let built = session.ground.build(members, true, &mut |bytes| {
+            let all = self.job.allgather(bytes)?;
+            Ok(ranks.iter().map(|&rank| all[rank].clone()).collect())
+        })?;
+        let set = session.named(built)?;
+        Ok(Some(ProcessSet { set, session: Arc::clone(session) }))
+    }
+
+    fn check_list(&self, ranks: &[usize]) -> Result<()> {
+        let last = self.size() - 1;
+        let wrong = match ranks.iter().enumerate().find(|&(at, rank)| *rank > last || ranks[..at].contains(rank)) {
+            Some((_, rank)) if *rank > last => format!("names rank {rank}, and the ranks are 0 to {last}"),
+            Some((_, rank)) => format!("names rank {rank} twice"),
+            None if ranks.is_empty() => "is empty".to_owned(),
+            None => return Ok(()),
+        };
+        Err(Error::argument(format!("the process set {ranks:?} {wrong}; list each member once")))
+    }
+
+    /// Returns once every rank has called it.
+    ///
+    /// # Collective
+    /// Every rank of the job; one call at a time on each.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce`].
+    pub fn barrier(&self) -> Result<()> {
+        self.world().allreduce::<u8>(BARRIER, &mut [], ReduceOp::Max)
+    }
+
+    /// Reduces the tensor `name` over all ranks, in place, and waits for it: [`ProcessSet::allreduce`] of all ranks.
+    ///
+    /// ```
+    /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
+    /// let mut loss = [kolo.rank() as f64];
+    /// kolo.allreduce("loss", &mut loss, kolo::ReduceOp::Average)?;
+    /// assert_eq!(loss, [0.5]);
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce`].
+    pub fn allreduce<T: Element>(&self, name: &str, data: &mut [T], op: ReduceOp) -> Result<()> {
+        self.world().allreduce(name, data, op)
+    }
+
+    /// As [`allreduce`](Self::allreduce), with scale factors and a deadline.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce`].
+    pub fn allreduce_with<T: Element>(
+        &self,
+        name: &str,
+        data: &mut [T],
+        op: ReduceOp,
+        options: &Options,
+    ) -> Result<()> {
+        self.world().allreduce_with(name, data, op, options)
+    }
+
+    /// Begins to reduce the tensor `name` over all ranks: [`ProcessSet::allreduce_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce_async`].
+    pub fn allreduce_async<B>(&self, name: &str, tensor: B, op: ReduceOp) -> Result<Handle<B>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        self.world().allreduce_async(name, tensor, op)
+    }
+
+    /// As [`allreduce_async`](Self::allreduce_async), with scale factors and a deadline.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce_async`].
+    pub fn allreduce_async_with<B>(&self, name: &str, tensor: B, op: ReduceOp, options: &Options) -> Result<Handle<B>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        self.world().allreduce_async_with(name, tensor, op, options)
+    }
+
+    /// Copies the tensor `name` of rank `root` to all ranks, and waits for it: [`ProcessSet::broadcast`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::broadcast`].
+    pub fn broadcast<T: Element>(&self, name: &str, data: &mut [T], root: usize) -> Result<()> {
+        self.world().broadcast(name, data, root)
+    }
+
+    /// Begins to copy the tensor `name` of rank `root` to all ranks: [`ProcessSet::broadcast_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::broadcast_async`].
+    pub fn broadcast_async<B>(&self, name: &str, tensor: B, root: usize) -> Result<Handle<B>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        self.world().broadcast_async(name, tensor, root)
+    }
+
+    /// Lends tensors to operations of all ranks that have all ended when it returns: [`ProcessSet::scope`].
+    ///
+    /// # Errors
+    /// As [`ProcessSet::scope`].
+    pub fn scope<'env, R>(&self, body: impl for<'s> FnOnce(&'s Scope<'s, 'env>) -> Result<R>) -> Result<R> {
+        self.world().scope(body)
+    }
+}
