@@ -137,3 +137,57 @@ fails!(an_exit_past_all_handlers, [(1, 2, "")], ["exited with code 0 without lea
     let error = std::process::Command::new("true").exec();
     Err(kolo::Error::Argument(error.to_string().into()))
 });
+
+/// Layouts with ranks on the victim's host that wait for it.
+const AWAITED: [Layout; 4] = [(1, 2, ""), (0, 3, ""), (3, 4, "2,2"), (1, 4, "")];
+
+/// A program in which the victim goes its way at a point where the others wait for it.
+fn rank_that_others_wait_for(fate: impl FnOnce(&kolo::Kolo) -> kolo::Result<()>) -> ! {
+    let code = kolo::run(|kolo| {
+        let mut all = kolo.communicator()?;
+        all.barrier()?;
+        if is_victim(kolo) {
+            return fate(kolo);
+        }
+        let error = all.barrier().expect_err("the victim does not come");
+        Err(error)
+    });
+    std::process::exit(i32::from(code != ExitCode::SUCCESS))
+}
+
+#[test]
+fn a_wait_for_a_rank_that_left_names_it() {
+    if mpi::rank().is_some() {
+        rank_that_others_wait_for(|_| Ok(()));
+    }
+    for ((victim, ranks, hosts), output) in failing("a_wait_for_a_rank_that_left_names_it", &AWAITED) {
+        let told: Vec<&str> = output.lines().filter(|line| line.starts_with("kolo: ")).collect();
+        let what = format!("rank {victim} of {ranks} on hosts '{hosts}': {output}");
+        assert_eq!(told.len(), 1, "{what}");
+        assert!(told[0].contains(&format!("rank {victim} on ")) && told[0].contains("has left the job"), "{what}");
+        assert!(!told[0].starts_with(&format!("kolo: rank {victim} ")), "leaving is legal: {what}");
+    }
+}
+
+#[test]
+fn a_wait_for_a_stopped_rank_names_it_and_ends_at_the_deadline() {
+    if mpi::rank().is_some() {
+        rank_that_others_wait_for(|_| {
+            kill_process(getpid(), Signal::STOP).expect("it may stop itself");
+            std::thread::sleep(PATIENCE * 2);
+            Ok(())
+        });
+    }
+    let finished = mpirun(2)
+        .env("TEST_VICTIM", "1")
+        .env("KOLO_STALL_WARNING", "500ms")
+        .env("KOLO_DEADLINE", "2s")
+        .timeout(PATIENCE)
+        .try_self("a_wait_for_a_stopped_rank_names_it_and_ends_at_the_deadline");
+    let output = &finished.output;
+    assert!(!finished.timed_out() && !finished.success() && finished.left_behind.is_empty(), "{finished:?}");
+    let told: Vec<&str> = output.lines().filter(|line| line.starts_with("kolo: ")).collect();
+    assert_eq!(told.len(), 2, "a warning, then the failure: {output}");
+    assert!(told.iter().all(|line| line.contains("rank 1") && line.contains("is stopped")), "{output}");
+    assert!(told[1].starts_with("kolo: rank 0 on ") && told[1].contains(" failed: "), "{output}");
+}
