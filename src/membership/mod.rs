@@ -14,6 +14,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
@@ -61,6 +62,8 @@ pub(crate) struct Core {
     nudge: Nudge,
     /// Set when this rank's failure was the first: then ending the job is its duty.
     winner: AtomicBool,
+    /// Whether a watcher runs that will end the job when it is nudged.
+    watched: bool,
     /// Set when the other hosts have been told of the failure.
     forwarded: AtomicBool,
     /// The thread that ends the job, once one does.
@@ -117,6 +120,7 @@ impl Core {
             pid,
             world: Arc::new(world),
             links: links.map(Arc::new),
+            watched: nudge.own.is_some(),
             nudge,
             winner: AtomicBool::new(false),
             forwarded: AtomicBool::new(false),
@@ -149,26 +153,47 @@ impl Core {
     /// it at once and the other hosts through their leaders, it is printed, and soon the job is ended.
     ///
     /// Returns the first failure of the job, which may be another rank's.
-    pub(crate) fn fail(&self, cause: impl Into<String>) -> Error {
+    pub(crate) fn fail(self: &Arc<Self>, cause: impl Into<String>) -> Error {
         self.fail_as(Failure::new(self.rank() as u32, self.topology.host().name.as_str(), cause))
     }
 
     /// Says that a rank, this one or another, failed.
-    pub(crate) fn fail_as(&self, failure: Failure) -> Error {
+    pub(crate) fn fail_as(self: &Arc<Self>, failure: Failure) -> Error {
         if self.pid != std::process::id() {
             return Error::Failed(Arc::new(failure));
         }
-        if self.control.fail(&failure) {
-            self.winner.store(true, Ordering::Release);
-            self.world.mark_failed("the job failed");
-            if self.world.tells() {
-                event::tell_error(&failure.to_string());
-            }
-            self.forward();
-            self.sink.event(&Event::Failed(failure));
-            self.nudge.look();
+        if self.fail_untold(&failure) {
+            self.tell(&failure);
         }
         self.failed()
+    }
+
+    /// Makes `failure` known to this host, if it is the first. Then somebody has to [`tell`](Self::tell) of it.
+    fn fail_untold(&self, failure: &Failure) -> bool {
+        self.world.mark_failed("the job failed");
+        let first = self.control.fail(failure);
+        if first {
+            self.sink.event(&Event::Failed(failure.clone()));
+        }
+        first
+    }
+
+    /// Tells the user and the other hosts of the failure, and takes on the duty to end the job.
+    fn tell(self: &Arc<Self>, failure: &Failure) {
+        self.winner.store(true, Ordering::Release);
+        if self.world.tells() {
+            event::tell_error(&failure.to_string());
+        }
+        self.forward();
+        self.nudge.look();
+        if !self.watched && self.world.has_processes() {
+            // A job of one process: nobody watches, and the program may ignore what it was told.
+            let core = Arc::clone(self);
+            let ended = thread::Builder::new().name("kolo-end".to_owned()).spawn(move || core.end_if_winner());
+            if let Err(error) = ended {
+                log::debug!("the job goes on until its program ends: {error}");
+            }
+        }
     }
 
     /// Tells the other hosts of the failure, once, if this rank leads its host.
@@ -181,11 +206,8 @@ impl Core {
     }
 
     /// Takes over a failure of another host, which told it already.
-    pub(crate) fn fail_elsewhere(&self, failure: Failure) {
-        self.world.mark_failed("another host failed");
-        if self.control.fail(&failure) {
-            self.sink.event(&Event::Failed(failure));
-        }
+    fn fail_elsewhere(&self, failure: &Failure) {
+        self.fail_untold(failure);
     }
 
     /// Ends the job if ending it is this rank's duty: gives the others a moment to see the failure, then ends every
@@ -211,7 +233,7 @@ impl Core {
                 Some(_) => {
                     drop(ending);
                     // The other thread ends this process; an exit must not overtake it.
-                    std::thread::sleep(GRACE * 3);
+                    thread::sleep(GRACE * 3);
                     return;
                 }
             }
@@ -233,12 +255,12 @@ impl Core {
             if alone && !(0..host.len()).any(still_there) {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(5));
         }
     }
 
     /// Declares a member of this host dead, and with that the job failed.
-    pub(crate) fn found_dead(&self, local: usize, how: &str) {
+    fn found_dead(self: &Arc<Self>, local: usize, how: &str) {
         if !self.control.declare_dead(local) {
             return;
         }
@@ -297,6 +319,11 @@ impl Job {
         &self.core
     }
 
+    /// Says that this rank failed; see [`Core::fail`].
+    pub(crate) fn fail(&self, cause: impl Into<String>) -> Error {
+        self.core.fail(cause)
+    }
+
     /// Gives every rank what every rank passed, by rank. Slow: for setting things up.
     ///
     /// # Collective
@@ -334,7 +361,7 @@ impl Drop for Job {
             std::mem::forget(parts);
             return;
         }
-        if std::thread::panicking() {
+        if thread::panicking() {
             self.core.fail(panic_text(None));
         }
         self.core.end_if_winner();

@@ -54,11 +54,11 @@ impl Nudge {
     }
 }
 
-/// How long a leader waits before it tells of a host that is gone: the host's own ranks know more and tell first, and so
-/// do leaders of hosts before its own.
-const HOST_GONE: Duration = Duration::from_millis(700);
-/// The same for a host of one rank, of which nobody else can tell.
-const LONE_HOST_GONE: Duration = Duration::from_millis(50);
+/// How long a broken connection may be followed by the reason, from another host or from ranks of this one.
+const REASON: Duration = Duration::from_millis(100);
+/// How long a leader waits before it tells of a host that is gone. Other ranks of that host know more and tell first; a
+/// launcher may need a second to end the job after that.
+const HOST_GONE: Duration = Duration::from_millis(1500);
 /// How much later each further leader tells.
 const NEXT_LEADER: Duration = Duration::from_millis(100);
 /// How often hosts are asked while somebody waits for them.
@@ -195,6 +195,15 @@ impl Peer {
     }
 }
 
+/// A host that is gone without a reason. This host's ranks learn of it soon; the user, if nobody else tells.
+#[derive(Debug)]
+struct Lost {
+    fail_at: Instant,
+    failed: bool,
+    tell_at: Instant,
+    failure: Failure,
+}
+
 #[derive(Debug)]
 struct Watch {
     core: Arc<Core>,
@@ -203,8 +212,8 @@ struct Watch {
     peers: Vec<Peer>,
     /// When to end the job if whoever should have done it has not.
     force_at: Option<Instant>,
-    /// The first host that was lost, and when to tell of it if nobody has.
-    lost: Option<(Instant, Failure)>,
+    /// The first host that was lost.
+    lost: Option<Lost>,
 }
 
 impl Watch {
@@ -239,6 +248,11 @@ impl Watch {
         {
             links.bye();
         }
+        // The ranks of this host end because of a host that is gone, and nobody has told why yet.
+        while let Some(lost) = self.lost.as_ref().filter(|lost| lost.failed) {
+            std::thread::sleep(lost.tell_at.saturating_duration_since(Instant::now()));
+            self.look_at_lost();
+        }
     }
 
     /// Sleeps until there is something to look at. Returns the hosts that said something.
@@ -267,7 +281,7 @@ impl Watch {
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
         let blind = self.peers.iter().any(|peer| peer.fd.is_none()).then_some(WITHOUT_PIDFD);
         let force = self.force_at.map(until);
-        let lost = self.lost.as_ref().map(|(at, _)| until(*at));
+        let lost = self.lost.as_ref().map(|lost| until(if lost.failed { lost.tell_at } else { lost.fail_at }));
         let heartbeat = (self.core.links.is_some() && self.core.roster.hosts.awaited()).then_some(HEARTBEAT);
         [blind, force, lost, heartbeat].into_iter().flatten().min()
     }
@@ -305,7 +319,10 @@ impl Watch {
         let name = |host: usize| &core.topology.hosts()[host].name;
         match event {
             LinkEvent::Rang { .. } => core.control.bells().ring_all(),
-            LinkEvent::Aborted { failure, .. } => core.fail_elsewhere(failure),
+            LinkEvent::Aborted { failure, .. } => {
+                core.fail_elsewhere(&failure);
+                self.lost = None;
+            }
             LinkEvent::Left { host } => hosts.set(host, HostState::Left),
             LinkEvent::Silent { host, since } => {
                 hosts.set(host, HostState::Silent);
@@ -318,10 +335,10 @@ impl Watch {
             LinkEvent::Lost { host, cause } => {
                 hosts.set(host, HostState::Lost);
                 let ranks = &core.topology.hosts()[host].ranks;
-                let alone = if ranks.len() == 1 { LONE_HOST_GONE } else { HOST_GONE };
                 // Leaders of hosts that are up, before this one.
                 let before = (0..core.topology.host_index()).filter(|&h| hosts.state(h) == HostState::Up).count();
-                let at = Instant::now() + alone + NEXT_LEADER * before as u32;
+                // Nobody else can tell of a host with one rank.
+                let patience = if ranks.len() == 1 { REASON } else { HOST_GONE };
                 let failure = Failure::new(
                     ranks[0] as u32,
                     name(host).as_str(),
@@ -330,7 +347,9 @@ impl Watch {
                         core.topology.place(ranks[0]).pid
                     ),
                 );
-                self.lost.get_or_insert((at, failure));
+                let now = Instant::now();
+                let tell_at = now + patience + NEXT_LEADER * before as u32;
+                self.lost.get_or_insert(Lost { fail_at: now + REASON, failed: false, tell_at, failure });
             }
         }
     }
@@ -363,15 +382,29 @@ impl Watch {
     }
 
     fn look_at_job(&mut self) {
-        if let Some((_, failure)) = self.lost.take_if(|(at, _)| *at <= Instant::now()) {
-            self.core.fail_as(failure);
-        }
+        self.look_at_lost();
         if self.core.control.aborted() {
             self.core.forward();
             self.core.end_if_winner();
             if self.force_at.take_if(|at| *at <= Instant::now()).is_some() {
                 self.core.end_by_force();
             }
+        }
+    }
+
+    fn look_at_lost(&mut self) {
+        let now = Instant::now();
+        let Some(lost) = &mut self.lost else { return };
+        if !lost.failed && lost.fail_at <= now {
+            if !self.core.fail_untold(&lost.failure) {
+                // Somebody knew the reason.
+                self.lost = None;
+                return;
+            }
+            lost.failed = true;
+        }
+        if let Some(lost) = self.lost.take_if(|lost| lost.failed && lost.tell_at <= now) {
+            self.core.tell(&lost.failure);
         }
     }
 }

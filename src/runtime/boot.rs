@@ -134,11 +134,12 @@ impl Ground {
     fn live(&self, core: &Arc<Core>) -> Option<mpi::LiveGuard> {
         let Self::Mpi(world) = self else { return None };
         let core = Arc::clone(core);
-        Some(world.live_guard(move || {
-            core.fail(
-                "its process exited while it belonged to the job (by process::exit, or with a Kolo that was never \
+        Some(world.live_guard(move |status| {
+            let how = status.map_or_else(String::new, |status| format!(" with code {}", status & 0xff));
+            core.fail(format!(
+                "its process exited{how} while it belonged to the job (by process::exit, or with a Kolo that was never \
                  dropped); return from main instead, or drop every Kolo first",
-            );
+            ));
             core.end_if_winner();
         }))
     }

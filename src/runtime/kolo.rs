@@ -112,6 +112,18 @@ impl Kolo {
         self.job.fail(reason.to_string())
     }
 
+    /// Whether the job goes on: an error once any rank has failed.
+    ///
+    /// Every operation of kolo checks this by itself. Call it now and then in long work between operations, so that
+    /// this rank ends soon when another fails. It costs one load.
+    ///
+    /// # Errors
+    /// The job's first failure.
+    #[inline]
+    pub fn check(&self) -> Result<()> {
+        self.job.check()
+    }
+
     /// Asks all ranks of this host to be patient for so long: deadlines and warnings of waits count from then on.
     ///
     /// For work on one rank that the others wait for: an evaluation, a long checkpoint.

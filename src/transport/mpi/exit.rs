@@ -25,7 +25,7 @@ static OWNER: AtomicU32 = AtomicU32::new(0);
 
 struct State {
     home: Home,
-    live: BTreeMap<u64, Box<dyn FnOnce() + Send>>,
+    live: BTreeMap<u64, Box<dyn FnOnce(Option<c_int>) + Send>>,
     next: u64,
     hooked: bool,
 }
@@ -72,8 +72,9 @@ pub(crate) struct LiveGuard {
 }
 
 impl LiveGuard {
-    /// `on_exit` runs on the thread that exits, if the guard still exists then. Thread-local storage may be gone.
-    pub(super) fn new(on_exit: impl FnOnce() + Send + 'static) -> Self {
+    /// `on_exit` runs on the thread that exits, if the guard still exists then, and gets the status if the C library
+    /// tells it. Thread-local storage may be gone.
+    pub(super) fn new(on_exit: impl FnOnce(Option<c_int>) + Send + 'static) -> Self {
         let mut state = lock();
         let number = state.next;
         state.next += 1;
@@ -117,7 +118,7 @@ fn register() -> bool {
         fn on_exit(handler: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
     }
     extern "C" fn handler(status: c_int, _: *mut c_void) {
-        at_exit(status);
+        at_exit(Some(status));
     }
     // SAFETY: a plain function that stays loaded as long as the library that registers it, and no argument.
     unsafe { on_exit(handler, std::ptr::null_mut()) == 0 }
@@ -127,7 +128,7 @@ fn register() -> bool {
 #[cfg(not(target_env = "gnu"))]
 fn register() -> bool {
     extern "C" fn handler() {
-        at_exit(0);
+        at_exit(None);
     }
     // SAFETY: a plain function that stays loaded as long as the library that registers it.
     unsafe { libc::atexit(handler) == 0 }
@@ -215,7 +216,7 @@ fn home() {
 }
 
 /// Runs on the thread that exits. A panic must not leave it, and nothing here relies on thread-local storage.
-fn at_exit(status: c_int) {
+fn at_exit(status: Option<c_int>) {
     if !is_owner() {
         return;
     }
@@ -227,10 +228,10 @@ fn at_exit(status: c_int) {
     let alive = !live.is_empty();
     for on_exit in live.into_values() {
         // What a callback panics with has been reported by the panic hook; the process ends anyway.
-        drop(catch_unwind(AssertUnwindSafe(on_exit)));
+        drop(catch_unwind(AssertUnwindSafe(|| on_exit(status))));
     }
     if alive || (failed() && ours) {
-        if status & 0xff == 0 {
+        if status.is_none_or(|status| status & 0xff == 0) {
             // SAFETY: flushes what C libraries have printed, and ends the process: later handlers only tidy up.
             unsafe {
                 libc::fflush(std::ptr::null_mut());

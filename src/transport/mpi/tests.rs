@@ -201,7 +201,7 @@ fn sends_that_nobody_receives_are_bounded_and_leaked_in_the_end() {
 #[test]
 fn an_orderly_exit_from_any_thread_finalises() {
     under_mpirun(&[2], |world| {
-        let guard = world.live_guard(|| panic!("it is dropped before the exit"));
+        let guard = world.live_guard(|_| panic!("it is dropped before the exit"));
         drop(guard);
         testing::done();
         std::thread::scope(|scope| {
@@ -215,7 +215,7 @@ fn an_exit_with_a_live_kolo_calls_back_and_fails_the_job() {
     under_mpirun_ending(Ending::Failure, &[3], |world| {
         if world.rank() == 1 {
             // The mark is what the test checks, so it proves that the callback ran.
-            std::mem::forget(world.live_guard(testing::done));
+            std::mem::forget(world.live_guard(|_| testing::done()));
             std::process::exit(0);
         }
         testing::wait_for(1);
@@ -245,7 +245,7 @@ fn a_forked_child_leaves_mpi_alone() {
         let job = job(world, 1);
         let (mut link, mut waiting) = (channel(&job, 0), channel(&job, 1));
         assert!(!waiting.try_recv(1 - world.rank(), &mut |_| ()).expect("receive"), "nobody sends here");
-        let guard = world.live_guard(|| panic!("called in the parent or in the child"));
+        let guard = world.live_guard(|_| panic!("called in the parent or in the child"));
         // SAFETY: the child only drops and exits, which is what this test is about.
         let child = unsafe { libc::fork() };
         if child == 0 {

@@ -138,7 +138,7 @@ impl MpiWorld {
 
     /// Says that a kolo runs. If the process exits while the guard exists, `on_exit` is called on the exiting thread
     /// (whose thread-local storage may be gone), and MPI is not finalised.
-    pub(crate) fn live_guard(&self, on_exit: impl FnOnce() + Send + 'static) -> LiveGuard {
+    pub(crate) fn live_guard(&self, on_exit: impl FnOnce(Option<c_int>) + Send + 'static) -> LiveGuard {
         LiveGuard::new(on_exit)
     }
 
