@@ -138,7 +138,7 @@ knobs! {
 }
 
 /// Names that are kolo's but no knobs of a rank: the file of knobs, and switches of its tests.
-pub(super) const OTHER_NAMES: [&str; 3] = [FILE, "KOLO_REQUIRE_GPU", "KOLO_BLESS"];
+pub(super) const OTHER_NAMES: [&str; 4] = [FILE, "KOLO_REQUIRE_GPU", "KOLO_BLESS", "KOLO_SEEDS"];
 
 /// Names the configuration file.
 pub(super) const FILE: &str = "KOLO_CONFIG";

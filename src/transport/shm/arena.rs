@@ -234,13 +234,14 @@ impl Arena {
         self.inner.progress.done(member)
     }
 
-    /// Says that this member has given up an operation that the others count on. Ring their bells afterwards.
-    pub(crate) fn poison(&self) {
-        self.inner.progress.poison(self.inner.me);
+    /// Says that this member has given up an operation that the others count on, because the global rank `rank` did.
+    /// Ring their bells afterwards.
+    pub(crate) fn poison(&self, rank: u32) {
+        self.inner.progress.poison(self.inner.me, rank);
     }
 
-    /// A member that has given up, if there is one: what it has not published will never come.
-    pub(crate) fn poisoned(&self) -> Option<usize> {
+    /// The global rank that has given up, if one has: what members have not published may never come.
+    pub(crate) fn poisoned(&self) -> Option<u32> {
         self.inner.progress.poisoned()
     }
 

@@ -11,7 +11,7 @@ struct ProgressLine {
     packed: AtomicU64,
     reduced: AtomicU64,
     done: AtomicU64,
-    /// Not zero once the member has given up an operation that the others count on.
+    /// Once the member has given up an operation that the others count on: the global rank whose doing it was, plus one.
     poisoned: AtomicU64,
 }
 
@@ -51,13 +51,13 @@ impl Progress {
     }
 
     /// Release: what the member did before it gave up is seen by whoever learns of it.
-    pub(crate) fn poison(&self, me: usize) {
-        self.lines[me].poisoned.store(1, Ordering::Release);
+    pub(crate) fn poison(&self, me: usize, rank: u32) {
+        self.lines[me].poisoned.store(u64::from(rank) + 1, Ordering::Release);
     }
 
-    /// A member that has given up, if there is one.
-    pub(crate) fn poisoned(&self) -> Option<usize> {
-        self.lines.iter().position(|line| line.poisoned.load(Ordering::Acquire) != 0)
+    /// The global rank whose doing it was that a member has given up, if one has.
+    pub(crate) fn poisoned(&self) -> Option<u32> {
+        self.lines.iter().find_map(|line| line.poisoned.load(Ordering::Acquire).checked_sub(1).map(|rank| rank as u32))
     }
 
     #[inline]
