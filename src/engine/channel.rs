@@ -98,6 +98,7 @@ impl Channel {
     ///
     /// A mismatch ends this operation only; any other error poisons the channel, because peers may have moved on.
     pub(crate) fn poll(&mut self) -> Result<Step> {
+        self.progress()?;
         let Some(mut run) = self.current.take() else { return Ok(Step::Ready(())) };
         let step = match &mut run {
             Run::Inline(run) => run.poll(self),
@@ -110,6 +111,15 @@ impl Channel {
             Err(error) => self.poisoned = Some(error.clone()),
         }
         step
+    }
+
+    /// Moves on what was handed to the network: a large message arrives only while its sender asks for it, whatever the
+    /// operation itself waits for meanwhile, and also after its end.
+    pub(crate) fn progress(&mut self) -> Result<()> {
+        if self.link.idle() {
+            return Ok(());
+        }
+        self.link.progress().inspect_err(|error| self.poison(error.clone()))
     }
 
     /// Gives up the operation in flight: its buffers are not touched again, and the channel is unusable from here on.

@@ -318,7 +318,7 @@ impl Core {
                             self.tickets.end(entry, Err(error));
                         }
                     }
-                    Some(Action::Poison(error)) => self.poison(&error, now, port),
+                    Some(Action::Poison(error)) => self.poison(&for_others(&error), now, port),
                     Some(Action::Warn(text)) => event::tell_warning(&text),
                     Some(other) => unreachable!("the wires carry {other:?}"),
                 }
@@ -337,6 +337,7 @@ impl Core {
     fn advance(&mut self, now: Duration) -> Result<bool> {
         let (Some(parts), None) = (&mut self.parts, &self.over) else { return Ok(false) };
         let Some(running) = &mut parts.running else {
+            parts.channel.progress()?;
             let Some(batch) = parts.batches.pop_front() else { return Ok(false) };
             self.begin(batch, now)?;
             return Ok(true);
@@ -448,7 +449,8 @@ impl Core {
     }
 
     fn end_all(&mut self, error: &Error, now: Duration) {
-        self.over.get_or_insert_with(|| Over { error: error.clone(), linger_until: now + LINGER });
+        let others = for_others(error);
+        self.over.get_or_insert_with(|| Over { error: others.clone(), linger_until: now + LINGER });
         let mut running = None;
         if let Some(parts) = &mut self.parts {
             // First: the flights' owners may touch the memory as soon as they see that the flights are over.
@@ -456,8 +458,11 @@ impl Core {
             parts.batches.clear();
             running = parts.running.take();
         }
-        for entry in self.tickets.drain().into_iter().chain(running.into_iter().flat_map(|running| running.entries)) {
+        for entry in running.into_iter().flat_map(|running| running.entries) {
             self.tickets.end(entry, Err(error.clone()));
+        }
+        for entry in self.tickets.drain() {
+            self.tickets.end(entry, Err(others.clone()));
         }
     }
 }
@@ -495,6 +500,14 @@ impl Parts {
 
 fn is_gone(port: &Port, rank: u32) -> bool {
     (port.absence)(rank).is_some_and(|absence| absence.is_final())
+}
+
+/// What `error`, which ended the set, is to the operations that it does not speak of.
+fn for_others(error: &Error) -> Error {
+    match error {
+        Error::Failed(_) | Error::Poisoned(_) => error.clone(),
+        other => Error::Poisoned(format!("the set can no longer be used: {other}").into()),
+    }
 }
 
 fn too_late(name: &str) -> Error {

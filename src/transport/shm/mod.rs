@@ -30,6 +30,6 @@ pub(crate) use header::Stamp;
 pub(crate) use log::{Install, Log};
 pub(crate) use mailbox::{MailReceiver, MailSender};
 pub(crate) use memory::Memory;
-pub(crate) use ready::ReadyWords;
+pub(crate) use ready::{READY_BITS, ReadyWords};
 pub(crate) use requests::{RequestReader, RequestWriter};
 pub(crate) use segment::{Offer, Ticket};
