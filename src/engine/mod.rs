@@ -7,6 +7,7 @@
 
 mod channel;
 mod choose;
+mod cross;
 mod exchange;
 mod fold;
 mod ground;

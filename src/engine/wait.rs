@@ -15,6 +15,9 @@ const SPINS: u32 = 2000;
 const SLEEP_AFTER: Duration = Duration::from_millis(1);
 /// A sleeper looks this often at its deadline, and whether those it waits for still exist; all else rings its doorbell.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+/// Messages of other hosts ring no doorbell: who waits for one sleeps so long at first, then twice as long each time, and
+/// never longer than the last.
+const NAPS: [Duration; 2] = [Duration::from_micros(50), Duration::from_millis(1)];
 
 /// What a rank needs to wait and to be woken: its place in the host's control segment, and its patience.
 pub(crate) struct Port {
@@ -61,7 +64,7 @@ impl Port {
 
     /// Backs off once after a poll that found nothing: spin, yield, or sleep until the doorbell rings.
     ///
-    /// `recheck` is called between announcing a sleep and sleeping ("publish-then-sleep" in
+    /// A wait for another host ([`Idle::expect_messages`]) only takes naps. `recheck` is called between announcing a sleep and sleeping ("publish-then-sleep" in
     /// `transport/shm/README.md`), and calls the sleep off by returning true.
     pub(crate) fn back_off(&self, idle: &mut Idle, longest: Duration, recheck: impl FnOnce() -> bool) {
         idle.polls += 1;
@@ -72,7 +75,7 @@ impl Port {
         } else {
             idle.slept = true;
             let recheck = || recheck() || self.control.aborted();
-            self.control.sleep(Some(longest.min(LONGEST_SLEEP)), recheck);
+            self.control.sleep(Some(longest.min(idle.next_sleep())), recheck);
         }
     }
 }
@@ -83,9 +86,25 @@ pub(crate) struct Idle {
     polls: u32,
     since: Option<Instant>,
     slept: bool,
+    messages: bool,
+    /// The last nap, once there was one.
+    nap: Option<Duration>,
 }
 
 impl Idle {
+    /// Says whether a message of another host may end the wait.
+    pub(crate) fn expect_messages(&mut self, messages: bool) {
+        self.messages = messages;
+    }
+
+    fn next_sleep(&mut self) -> Duration {
+        if !self.messages {
+            return LONGEST_SLEEP;
+        }
+        let [first, longest] = NAPS;
+        *self.nap.insert(self.nap.map_or(first, |nap| (nap * 2).min(longest)))
+    }
+
     /// Whether the wait has become long enough to sleep, and to ask why.
     pub(crate) fn sleeps(&self) -> bool {
         self.slept
@@ -100,28 +119,34 @@ impl Idle {
 
 /// Polls until the operation is ready, the job fails, or the deadline passes.
 ///
-/// `missing` names the operation and the global ranks that it waits for; it is asked only when something must be said.
+/// `messages` says whether a message of another host may be what it waits for. `missing` names the operation and the
+/// global ranks that it waits for; it is asked only when something must be said.
 pub(crate) fn block<S, T>(
     port: &Port,
     state: &mut S,
     mut poll: impl FnMut(&mut S) -> Result<Step<T>>,
+    messages: impl Fn(&S) -> bool,
     missing: impl Fn(&S) -> (String, Vec<u32>),
 ) -> Result<T> {
     let mut idle = Idle::default();
     let mut warned = false;
+    // How long the wait had lasted when it was last asked who is missing.
+    let mut asked = Duration::ZERO;
     let mut outcome = poll(state)?;
     loop {
         match outcome {
             Step::Ready(value) => return Ok(value),
             Step::Progress => {
                 idle = Idle::default();
+                asked = Duration::ZERO;
                 outcome = poll(state)?;
                 continue;
             }
             Step::Pending => port.check()?,
         }
-        if idle.sleeps() {
+        if idle.sleeps() && idle.waited().saturating_sub(asked) >= LONGEST_SLEEP.min(port.deadline) {
             let waited = idle.waited();
+            asked = waited;
             let (what, ranks) = missing(state);
             port.expect(&what, &ranks)?;
             if waited >= port.deadline && !port.is_paused() {
@@ -132,6 +157,7 @@ pub(crate) fn block<S, T>(
                 crate::event::tell_warning(&format!("{what}: waiting for {waited:.0?}; {}", port.blame(&ranks)));
             }
         }
+        idle.expect_messages(messages(state));
         let mut found = Ok(Step::Pending);
         port.back_off(&mut idle, port.deadline, || {
             found = poll(state);
