@@ -53,6 +53,10 @@ pub(super) struct Oracle {
     pub(super) batches: Vec<(u64, Vec<usize>)>,
     /// Entries that held each kind of item, to see that the runs get everywhere.
     pub(super) seen: Seen,
+    /// An entry runs what a rank has withdrawn: that rank poisons the set when it gets there, and later entries count no more.
+    doomed: bool,
+    checked: u64,
+    evictions: Vec<(u64, u32)>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,7 +81,15 @@ impl Oracle {
             log: Vec::new(),
             batches: Vec::new(),
             seen: Seen::default(),
+            doomed: false,
+            checked: 0,
+            evictions: Vec::new(),
         }
+    }
+
+    /// Whether the entry was checked, and ranks can be held to it.
+    pub(super) fn counts(&self, index: u64) -> bool {
+        index < self.checked
     }
 
     fn name(&self, name: &str) -> usize {
@@ -91,15 +103,24 @@ impl Oracle {
 
     /// `frame` is what the rank published to take its submission back.
     pub(super) fn withdraw(&mut self, rank: usize, name: usize, frame: &[u8]) {
-        let Some(frame::Frame { body: Body::Withdraw { target, .. }, .. }) = frame::parse(frame) else {
+        let Some(frame::Frame { body: Body::Withdraw { target, .. }, as_of }) = frame::parse(frame) else {
             panic!("a withdrawal publishes another frame")
         };
         let slot = match target {
             Target::Slot(slot) => Some(slot),
             Target::Name(_) => None,
         };
-        if let State::Live(what) = &self.state[rank][name] {
-            self.state[rank][name] = State::Withdrawing(what.clone(), slot);
+        match &self.state[rank][name] {
+            State::Live(what) => {
+                // An eviction that is on its way to the rank confirms it.
+                let evicted = self.evictions.iter().find(|(index, of)| Some(*of) == slot && *index >= as_of);
+                self.state[rank][name] = match evicted {
+                    Some((index, _)) => State::Taken(*index, Outcome::Cancelled),
+                    None => State::Withdrawing(what.clone(), slot),
+                };
+            }
+            State::Taken(_, Outcome::Ran) => self.doomed = true,
+            _ => {}
         }
     }
 
@@ -107,6 +128,10 @@ impl Oracle {
         assert_eq!(index, self.log.len() as u64);
         assert!(bytes.len() <= max_entry, "entry {index} has {} bytes", bytes.len());
         self.log.push(bytes.to_vec());
+        if self.doomed {
+            return;
+        }
+        self.checked = index + 1;
         let mut take = Take::new(bytes);
         assert_eq!(take.u8(), Some(entry::VERSION));
         assert!(!take.is_empty(), "entry {index} is empty");
@@ -124,6 +149,7 @@ impl Oracle {
                 Item::Evict { slot } => {
                     self.seen.evicted += 1;
                     let (name, _) = self.slots.remove(&slot).expect("an evicted slot is taken");
+                    self.evictions.push((index, slot));
                     self.cancel_bits(index, name, slot);
                 }
                 Item::Withdraw { rank, target, .. } => {
@@ -179,6 +205,7 @@ impl Oracle {
             match &state[name] {
                 State::Live(what) | State::Withdrawing(what, _) => {
                     assert_eq!(*what, wanted, "entry {index} runs {name} on rank {rank}");
+                    self.doomed |= matches!(state[name], State::Withdrawing(..));
                 }
                 other => panic!("entry {index} runs {name}, but rank {rank} is {other:?}"),
             }

@@ -125,10 +125,10 @@ impl World {
             channels: vec![vec![VecDeque::new(); host_count]; host_count],
             oracle: Oracle::new(size, names.clone()),
             names,
-            calls: random.between(1, 6),
+            calls: random.between(1, 12),
             owners: Vec::new(),
             ring: random.between(1, 6),
-            withdrawals: random.chance(1, 3),
+            withdrawals: random.chance(1, 4),
             faults: random.chance(1, 2),
             poisoned: false,
             hosts,
@@ -142,9 +142,9 @@ impl World {
     fn plan(&self, name: usize, call: usize, rank: usize) -> What {
         let mut dice = Random(self.seed ^ (name as u64) << 40 ^ (call as u64) << 20);
         // Most calls repeat the first, so that bits are used.
-        let mut variant = if dice.chance(1, 4) { dice.below(4) } else { 0 };
+        let mut variant = if dice.chance(1, 6) { dice.below(4) } else { 0 };
         let odd = dice.below(self.ranks.len());
-        let trouble = dice.below(12);
+        let trouble = dice.below(24);
         if self.faults && rank == odd && trouble == 0 {
             return What::Invalid(format!("no call {call}"));
         }
@@ -254,6 +254,9 @@ impl World {
     }
 
     fn act(&mut self, rank: usize) {
+        if self.ranks[rank].late == usize::MAX {
+            return;
+        }
         self.now += Duration::from_nanos(self.random.next() % 20_000);
         if let Some(action) = self.ranks[rank].actions.pop_front() {
             return self.carry_out(rank, action);
@@ -456,6 +459,11 @@ impl World {
 
     /// An entry comes up at a rank: exactly what the oracle says must end there.
     fn process(&mut self, rank: usize, index: u64, bytes: &[u8]) {
+        if !self.oracle.counts(index) {
+            // The rank waits for the poison.
+            self.ranks[rank].late = usize::MAX;
+            return;
+        }
         let mut expected: Vec<(Ticket, Outcome)> = Vec::new();
         let mut poison = false;
         for name in 0..self.names.len() {
