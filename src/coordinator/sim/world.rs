@@ -199,7 +199,11 @@ impl World {
                 }
             }
         }
-        if self.poisoned { self.finish_poisoned() } else { self.finish() }
+        if self.poisoned {
+            self.finish_poisoned()
+        } else {
+            self.finish()
+        }
         self.oracle.seen
     }
 
@@ -295,7 +299,8 @@ impl World {
                         // A refusal behind a refusal is dropped: the peers meet the first.
                         let refused = flight.ticket.is_none();
                         let flight = self.submit(rank, name);
-                        self.ranks[rank].parked[name] = Some(flight).filter(|flight| flight.ticket.is_some() || !refused);
+                        self.ranks[rank].parked[name] =
+                            Some(flight).filter(|flight| flight.ticket.is_some() || !refused);
                     }
                     _ if dice == 9 && self.withdrawals => {
                         if let Some(ticket) = parked.and_then(|flight| flight.ticket) {
