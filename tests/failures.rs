@@ -1,5 +1,6 @@
 //! Failures of real jobs: whatever a rank does to end badly, the job ends soon, with a code that is not zero, and with
 //! exactly one message of kolo's, which names the rank, its host and the cause.
+#![cfg(feature = "mpi")]
 
 use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;

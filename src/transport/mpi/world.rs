@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use mpi::ffi;
 
+use super::RawComm;
 use super::call::{self, Comm, Serial, serial};
 use super::exit::{self, LiveGuard};
 use super::gather::Gather;
-use super::{RawComm, launcher};
 use crate::error::{Error, Result};
 use crate::transport::bootstrap::Bootstrap;
+use crate::transport::launcher;
 
 /// The world of this process, once started. Starting takes the lock for as long as it lasts.
 static WORLD: Mutex<Option<Arc<MpiWorld>>> = Mutex::new(None);
