@@ -93,10 +93,11 @@ impl Communicator {
     pub(crate) fn run(&mut self, operation: Operation) -> Result<()> {
         self.channel.begin(operation)?;
         let port = Arc::clone(self.channel.port());
-        let result = block(&port, &mut self.channel, Channel::poll, |channel| (channel.describe(), channel.missing()));
+        let missing = |channel: &Channel| (channel.describe(), channel.missing());
+        let result = block(&port, &mut self.channel, Channel::poll, Channel::expects_messages, missing);
         if result.is_err() {
             // The caller's buffers are theirs again once this returns.
-            self.channel.cancel("an earlier operation of this communicator failed; make a new one on every rank");
+            self.channel.cancel(FAILED);
         }
         result
     }
@@ -129,6 +130,9 @@ impl Communicator {
         Err(Error::argument(format!("{what} {rank} is not a rank of this communicator; its ranks are 0 to {last}")))
     }
 }
+
+/// What every call says after one that failed.
+pub(crate) const FAILED: &str = "an earlier operation of this communicator failed; make a new one on every rank";
 
 /// Input and output of an operation that writes elsewhere.
 pub(crate) fn apart<T: Element>(input: &[T], output: &mut [T]) -> Piece {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::exchange::GOODBYE;
 use super::host::HostRun;
 use super::inline::InlineRun;
 use super::operation::{Operation, describe, fingerprint};
@@ -23,6 +24,8 @@ pub(crate) struct Channel {
     pub(super) link: Box<dyn Link>,
     pub(super) table: Table,
     pub(super) two_level: TwoLevel,
+    /// Bytes of a chunk: a slot, or less of it where a test wants many chunks.
+    pub(super) chunk_bytes: usize,
     sequence: u32,
     /// Chunks that went through the slots since the arena began: the same on every member.
     pub(super) chunks: u64,
@@ -36,6 +39,9 @@ pub(super) enum Run {
     Inline(InlineRun),
     Host(Box<HostRun>),
     Rounds(Box<RoundRun>),
+    /// The result is there, and the last messages are on their way out: a network may need this rank for them, and who
+    /// knows when it comes back.
+    Flush,
 }
 
 impl std::fmt::Debug for Channel {
@@ -51,7 +57,20 @@ impl std::fmt::Debug for Channel {
 impl Channel {
     pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Box<dyn Link>, table: Table) -> Self {
         let two_level = TwoLevel::new(team.hosts().to_vec(), team.rank());
-        Self { port, team, arena, link, table, two_level, sequence: 0, chunks: 0, current: None, poisoned: None }
+        let chunk_bytes = arena.slot_bytes();
+        Self {
+            port,
+            team,
+            arena,
+            link,
+            table,
+            two_level,
+            chunk_bytes,
+            sequence: 0,
+            chunks: 0,
+            current: None,
+            poisoned: None,
+        }
     }
 
     pub(crate) fn port(&self) -> &Arc<Port> {
@@ -82,6 +101,17 @@ impl Channel {
         self.link.idle()
     }
 
+    /// Whether a message of another host may be what the operation in flight waits for.
+    pub(crate) fn expects_messages(&self) -> bool {
+        let exchanges = match &self.current {
+            Some(Run::Host(run)) => run.exchanges(),
+            Some(Run::Rounds(run)) => run.exchanges(),
+            Some(Run::Flush) => true,
+            Some(Run::Inline(_)) | None => false,
+        };
+        !self.team.is_local() && (exchanges || !self.link.idle())
+    }
+
     /// Begins an operation; nothing may be in flight. Its buffers are touched until it is ready, fails, or is cancelled.
     pub(crate) fn begin(&mut self, operation: Operation) -> Result<()> {
         debug_assert!(self.current.is_none(), "operations of a channel run one at a time");
@@ -96,30 +126,89 @@ impl Channel {
 
     /// Advances the operation in flight by at most a chunk of work.
     ///
-    /// A mismatch ends this operation only; any other error poisons the channel, because peers may have moved on.
+    /// A mismatch on the only host ends this operation only; any other error ends the channel here and on the peers,
+    /// because they may have moved on.
     pub(crate) fn poll(&mut self) -> Result<Step> {
         let Some(mut run) = self.current.take() else { return Ok(Step::Ready(())) };
         let step = match &mut run {
             Run::Inline(run) => run.poll(self),
             Run::Host(run) => run.poll(self),
             Run::Rounds(run) => run.poll(self),
+            Run::Flush => self.link.progress().map(|()| Step::Ready(())),
         };
-        match &step {
-            Ok(Step::Ready(())) | Err(Error::Mismatch(_)) => {}
-            Ok(_) => self.current = Some(run),
-            Err(error) => self.poisoned = Some(error.clone()),
+        match step {
+            Ok(Step::Ready(())) if self.link.idle() => Ok(Step::Ready(())),
+            Ok(Step::Ready(())) => {
+                let step = if matches!(run, Run::Flush) { Step::Pending } else { Step::Progress };
+                self.current = Some(Run::Flush);
+                self.heed(step)
+            }
+            Ok(step) => {
+                self.current = Some(run);
+                self.heed(step)
+            }
+            Err(Error::Mismatch(mismatch)) if self.team.is_local() => Err(Error::Mismatch(mismatch)),
+            Err(Error::Mismatch(mismatch)) => {
+                // The other hosts cannot know in time that this operation does not happen.
+                let views = mismatch.views.iter().map(|(rank, view)| format!("rank {rank}: {view}"));
+                let views = views.collect::<Vec<_>>().join("; ");
+                let text = format!(
+                    "{}: the ranks of a host ask for different things: {views}; make every rank pass the same, in the \
+                     same order",
+                    mismatch.name
+                );
+                Err(self.give_up(Error::Poisoned(text.into())))
+            }
+            Err(error) => Err(self.give_up(error)),
         }
-        step
     }
 
-    /// Gives up the operation in flight: its buffers are not touched again, and the channel is unusable from here on.
+    /// Ends a wait for a member that has given up.
+    fn heed(&mut self, step: Step) -> Result<Step> {
+        if step == Step::Pending
+            && let Some(error) = self.abandoned()
+        {
+            return Err(self.give_up(error));
+        }
+        Ok(step)
+    }
+
+    /// What to tell whoever waits for a peer of this host, if one has given up.
+    pub(crate) fn abandoned(&self) -> Option<Error> {
+        let member = self.arena.poisoned()?;
+        let rank = self.global(member);
+        Some(self.poisoned.clone().unwrap_or_else(|| {
+            Error::Poisoned(
+                format!("rank {rank} gave up an operation that this rank counts on; see its error for why").into(),
+            )
+        }))
+    }
+
+    /// Gives up the operation in flight, if there is one: its buffers are not touched again. The channel is unusable
+    /// from here on, here and on the peers, whose operations end with an error that names this rank.
     pub(crate) fn cancel(&mut self, why: &str) {
-        if self.current.take().is_some() {
-            self.poison(Error::Poisoned(why.into()));
+        if self.current.is_some() {
+            self.give_up(Error::Poisoned(why.into()));
         }
     }
 
-    /// Makes every later operation fail with `error`.
+    /// Ends the channel with `error`, here and on the peers. Returns the error that ended it first.
+    pub(crate) fn give_up(&mut self, error: Error) -> Error {
+        if self.poisoned.is_none() {
+            self.poison(error.clone());
+            self.arena.poison();
+            self.port.ring();
+            for peer in (0..self.team.size()).filter(|peer| !self.team.members().contains(peer)) {
+                // A last message where there is room for it. Where there is none, or no link any more, the peer's own
+                // deadline ends its wait.
+                let told = self.link.try_send(peer, GOODBYE);
+                log::debug!("giving up an operation; telling rank {peer} of the set: {told:?}");
+            }
+        }
+        error
+    }
+
+    /// Makes every later operation of this rank fail with `error`. Peers do not learn of it.
     pub(crate) fn poison(&mut self, error: Error) {
         self.current = None;
         self.poisoned.get_or_insert(error);
@@ -143,7 +232,7 @@ impl Channel {
             Some(Run::Inline(run)) => self.unannounced(run.print()),
             Some(Run::Host(run)) => run.missing(self),
             Some(Run::Rounds(run)) => run.missing(self),
-            None => Vec::new(),
+            Some(Run::Flush) | None => Vec::new(),
         }
     }
 

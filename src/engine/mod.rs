@@ -7,6 +7,7 @@
 
 mod channel;
 mod choose;
+mod cross;
 mod exchange;
 mod fold;
 mod ground;
@@ -14,6 +15,7 @@ mod host;
 mod inline;
 mod operation;
 mod regions;
+mod ringing;
 mod rounds;
 mod routes;
 mod slice;

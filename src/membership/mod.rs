@@ -316,6 +316,11 @@ impl Job {
         Self { core, parts: Some(parts) }
     }
 
+    /// What kolo's own threads may hold without keeping the rank in the job.
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     /// Says that this rank failed; see [`Core::fail`].
     pub(crate) fn fail(&self, cause: impl Into<String>) -> Error {
         self.core.fail(cause)
