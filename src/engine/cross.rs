@@ -143,8 +143,14 @@ impl CrossRun {
                 let receives = turns.has_come(chunk, round, first, |at| reached.get(at).map(|reached| reached.1));
                 (sends, receives)
             };
-            let mut slice =
-                Slice { fold: *fold, arena: &channel.arena, slot: flight.slot, part: *part, regions, work: &mut flight.work };
+            let mut slice = Slice {
+                fold: *fold,
+                arena: &channel.arena,
+                slot: flight.slot,
+                part: *part,
+                regions,
+                work: &mut flight.work,
+            };
             slice.prepare();
             let step = exchange.poll(channel.link.as_mut(), &name, greetings, &mut slice, &gate)?;
             moved |= step != Step::Pending;
@@ -177,7 +183,8 @@ mod tests {
     /// Every rank meets all turns in one order, with no more than `slots` chunks under way at any time.
     #[test]
     fn turns_are_a_total_order_that_fits_the_slots() {
-        for (chunks, rounds, slots) in [(1, [2, 2], 4), (9, [2, 2], 4), (7, [6, 5], 4), (5, [9, 0], 2), (4, [3, 3], 1)] {
+        for (chunks, rounds, slots) in [(1, [2, 2], 4), (9, [2, 2], 4), (7, [6, 5], 4), (5, [9, 0], 2), (4, [3, 3], 1)]
+        {
             let turns = Turns::new(chunks, rounds, slots);
             let mut done = vec![0_usize; chunks];
             let mut first = 0;
