@@ -89,7 +89,10 @@ fn an_abort_of_a_thread_is_the_same_error_for_all() {
         error.to_string()
     });
     let errors = errors.expect("nobody panicked");
-    assert!(errors.iter().all(|error| error.starts_with("rank 1 on ") && error.ends_with(" failed: enough")), "{errors:?}");
+    assert!(
+        errors.iter().all(|error| error.starts_with("rank 1 on ") && error.ends_with(" failed: enough")),
+        "{errors:?}"
+    );
 }
 
 #[test]
@@ -160,7 +163,10 @@ fn a_drop_while_panicking_is_a_failure_and_a_caught_panic_is_none() {
     assert_eq!(code, Some(0), "{stderr}");
     let told: Vec<&str> = stderr.lines().filter(|line| line.starts_with("kolo: rank")).collect();
     assert_eq!(told.len(), 1, "{stderr}");
-    assert!(told[0].contains(" failed: panicked at tests/runtime.rs:") && told[0].ends_with(": not caught"), "{stderr}");
+    assert!(
+        told[0].contains(" failed: panicked at tests/runtime.rs:") && told[0].ends_with(": not caught"),
+        "{stderr}"
+    );
 }
 
 mpi_test!(processes_sit_as_mpi_says, np = [1, 2, 3, 4], hosts = ["2,2", "3,1", "1,1,1"], |kolo| {

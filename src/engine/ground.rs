@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::ringing::Ringing;
 use super::routes::Routes;
 use super::{Channel, Port, Team};
 use crate::error::{Error, Result};
@@ -54,6 +55,7 @@ impl Ground {
             crowded: config.spin.0.map_or(job.topology.host().oversubscribed, |spin| spin.is_zero()),
             deadline: config.deadline,
             warning: config.stall_warning.0.unwrap_or(Duration::MAX),
+            abroad: (job.topology.hosts().len() > 1).then(|| Arc::clone(job.core())),
             absence: Box::new(move |rank| roster.missing(rank as usize)),
         });
         let algorithm = config.algorithm.0.parse()?;
@@ -110,7 +112,9 @@ impl Ground {
             return Ok(None);
         }
         let ranks: Vec<usize> = team.globals().iter().map(|&rank| rank as usize).collect();
-        self.job.link(id, stream as u8, &ranks).map(Some)
+        let link = self.job.link(id, stream as u8, &ranks)?;
+        let hosts = ranks.iter().map(|&rank| self.job.topology.host_of(rank)).collect();
+        Ok(Some(Box::new(Ringing::new(link, Arc::clone(self.job.core()), hosts))))
     }
 
     /// An id that no set of any of the ranks has.

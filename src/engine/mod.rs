@@ -15,6 +15,7 @@ mod host;
 mod inline;
 mod operation;
 mod regions;
+mod ringing;
 mod rounds;
 mod routes;
 mod slice;

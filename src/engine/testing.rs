@@ -80,6 +80,7 @@ impl Shape {
                     crowded: true,
                     deadline: Duration::from_secs(60),
                     warning: Duration::from_secs(30),
+                    abroad: None,
                     absence: Box::new(|_| None),
                 });
                 let me = self.hosts[..host].iter().sum::<usize>() + member;

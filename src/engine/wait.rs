@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Step;
 use crate::error::{Error, Failure, Result};
-use crate::membership::Absence;
+use crate::membership::{Absence, Core, Waiting};
 use crate::os::sync::{spin_loop, yield_now};
 use crate::transport::shm::Control;
 
@@ -15,9 +15,10 @@ const SPINS: u32 = 2000;
 const SLEEP_AFTER: Duration = Duration::from_millis(1);
 /// A sleeper looks this often at its deadline, and whether those it waits for still exist; all else rings its doorbell.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
-/// Messages of other hosts ring no doorbell: who waits for one sleeps so long at first, then twice as long each time, and
-/// never longer than the last.
-const NAPS: [Duration; 2] = [Duration::from_micros(50), Duration::from_millis(1)];
+/// MPI does not wake anybody, and a message that moves in several steps needs its receiver awake: who waits for another
+/// host naps so long at first, then twice as long each time, and never longer than the last. The leaders' doorbell ends a
+/// nap when something comes after a pause.
+const NAPS: [Duration; 2] = [Duration::from_micros(50), Duration::from_millis(10)];
 
 /// What a rank needs to wait and to be woken: its place in the host's control segment, and its patience.
 pub(crate) struct Port {
@@ -26,6 +27,8 @@ pub(crate) struct Port {
     pub(crate) crowded: bool,
     pub(crate) deadline: Duration,
     pub(crate) warning: Duration,
+    /// The job's other hosts, where there are any.
+    pub(crate) abroad: Option<Arc<Core>>,
     /// Says why a global rank does not come, if there is something to tell.
     pub(crate) absence: Box<dyn Fn(u32) -> Option<Absence> + Send + Sync>,
 }
@@ -64,8 +67,8 @@ impl Port {
 
     /// Backs off once after a poll that found nothing: spin, yield, or sleep until the doorbell rings.
     ///
-    /// A wait for another host ([`Idle::expect_messages`]) only takes naps. `recheck` is called between announcing a sleep and sleeping ("publish-then-sleep" in
-    /// `transport/shm/README.md`), and calls the sleep off by returning true.
+    /// A wait for another host ([`Idle::expect_messages`]) only takes naps. `recheck` is called between announcing a
+    /// sleep and sleeping ("publish-then-sleep" in `transport/shm/README.md`), and calls the sleep off by returning true.
     pub(crate) fn back_off(&self, idle: &mut Idle, longest: Duration, recheck: impl FnOnce() -> bool) {
         idle.polls += 1;
         if !self.crowded && idle.polls < SPINS {
@@ -74,6 +77,9 @@ impl Port {
             yield_now();
         } else {
             idle.slept = true;
+            if idle.messages && idle.waiting.is_none() {
+                idle.waiting = self.abroad.as_ref().map(|core| core.wait_for_hosts());
+            }
             let recheck = || recheck() || self.control.aborted();
             self.control.sleep(Some(longest.min(idle.next_sleep())), recheck);
         }
@@ -89,6 +95,8 @@ pub(crate) struct Idle {
     messages: bool,
     /// The last nap, once there was one.
     nap: Option<Duration>,
+    /// Keeps this host's leader asking the others whether they are there.
+    waiting: Option<Waiting>,
 }
 
 impl Idle {
