@@ -236,12 +236,27 @@ impl Arena {
 
     /// Says that this member has given up an operation that the others count on. Ring their bells afterwards.
     pub(crate) fn poison(&self) {
-        self.inner.progress.poison(self.inner.me);
+        self.poison_from(1);
+    }
+
+    /// As [`poison`](Self::poison), but this member has finished its part of all operations before the `operation`th.
+    pub(crate) fn poison_from(&self, operation: u64) {
+        self.inner.progress.poison(self.inner.me, operation);
     }
 
     /// A member that has given up, if there is one: what it has not published will never come.
     pub(crate) fn poisoned(&self) -> Option<usize> {
-        self.inner.progress.poisoned()
+        self.poisoned_by(u64::MAX)
+    }
+
+    /// A member that gave up the `operation`th operation (from one) or an earlier one, if there is one.
+    pub(crate) fn poisoned_by(&self, operation: u64) -> Option<usize> {
+        self.inner.progress.poisoned(operation)
+    }
+
+    /// Whether `member` has given up.
+    pub(crate) fn is_poisoned(&self, member: usize) -> bool {
+        self.inner.progress.is_poisoned(member)
     }
 
     /// Whether every member has packed at least so many chunks.

@@ -11,7 +11,7 @@ struct ProgressLine {
     packed: AtomicU64,
     reduced: AtomicU64,
     done: AtomicU64,
-    /// Not zero once the member has given up an operation that the others count on.
+    /// The first operation that the member gave up, counted from one; zero while there is none.
     poisoned: AtomicU64,
 }
 
@@ -51,13 +51,18 @@ impl Progress {
     }
 
     /// Release: what the member did before it gave up is seen by whoever learns of it.
-    pub(crate) fn poison(&self, me: usize) {
-        self.lines[me].poisoned.store(1, Ordering::Release);
+    pub(crate) fn poison(&self, me: usize, operation: u64) {
+        self.lines[me].poisoned.store(operation.max(1), Ordering::Release);
     }
 
-    /// A member that has given up, if there is one.
-    pub(crate) fn poisoned(&self) -> Option<usize> {
-        self.lines.iter().position(|line| line.poisoned.load(Ordering::Acquire) != 0)
+    /// A member that gave up `operation` or an earlier one, if there is one.
+    pub(crate) fn poisoned(&self, operation: u64) -> Option<usize> {
+        self.lines.iter().position(|line| (1..=operation).contains(&line.poisoned.load(Ordering::Acquire)))
+    }
+
+    /// Whether `member` gave up an operation.
+    pub(crate) fn is_poisoned(&self, member: usize) -> bool {
+        self.lines[member].poisoned.load(Ordering::Acquire) != 0
     }
 
     #[inline]
