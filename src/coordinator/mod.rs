@@ -188,6 +188,12 @@ impl Coordinator {
         self.locals.tickets()
     }
 
+    /// Whether this rank has nothing outstanding: no submission, and no refused or withdrawn one that the log has yet to
+    /// confirm.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.locals.iter().next().is_none()
+    }
+
     /// Takes back the bytes of an action, to be reused.
     pub(crate) fn recycle_bytes(&mut self, mut bytes: Vec<u8>) {
         if self.spare_bytes.len() < 64 {
