@@ -90,6 +90,9 @@ impl Coordinator {
     /// The names that wait for ranks, as far as this rank knows: all of them at a decider, its own elsewhere.
     pub(crate) fn report(&self, now: Duration) -> Report {
         let mut stalled = Vec::new();
+        if self.over.is_some() {
+            return Report { stalled };
+        }
         for word in 0..self.slots.words_in_use() {
             let mut pending = self.pending_bits(word);
             while pending != 0 {
