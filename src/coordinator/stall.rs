@@ -307,7 +307,7 @@ impl Coordinator {
             Form::Bit(slot) => Some(*slot),
             Form::Frame(_) => None,
             // Waits for the log, not for a peer: only the log's silence can end it.
-            Form::Invalid | Form::WithdrawnBit(_) | Form::WithdrawnFrame | Form::Parked(_) => return,
+            Form::Invalid | Form::WithdrawnBit | Form::WithdrawnFrame | Form::Parked(_) => return,
         };
         if self.decides {
             let of = slot.map_or_else(|| Owned::Name((&*self.names.get(id).name).into()), Owned::Slot);

@@ -5,7 +5,13 @@ use crate::coordinator::sim::Random;
 use crate::coordinator::{frame, request};
 
 /// Real traffic, to be damaged.
-fn traffic() -> (Vec<Vec<u8>>, Vec<Vec<u8>>, Vec<Vec<u8>>) {
+struct Traffic {
+    frames: Vec<Vec<u8>>,
+    entries: Vec<Vec<u8>>,
+    messages: Vec<Vec<u8>>,
+}
+
+fn traffic() -> Traffic {
     let params = Params { capacity: 2, evict_after: 0, window: Duration::ZERO, ..Params::default() };
     let mut net = Net::new(&[2, 2], params);
     let mut messages = Vec::new();
@@ -25,7 +31,7 @@ fn traffic() -> (Vec<Vec<u8>>, Vec<Vec<u8>>, Vec<Vec<u8>>) {
         net.settle();
     }
     assert!(!messages.is_empty());
-    (net.rings.concat(), net.logs[0].clone(), messages)
+    Traffic { frames: net.rings.concat(), entries: net.logs[0].clone(), messages }
 }
 
 fn damage(random: &mut Random, from: &[Vec<u8>]) -> Vec<u8> {
@@ -50,7 +56,7 @@ fn damage(random: &mut Random, from: &[Vec<u8>]) -> Vec<u8> {
 
 #[test]
 fn damaged_bytes_never_panic() {
-    let (frames, entries, messages) = traffic();
+    let Traffic { frames, entries, messages } = traffic();
     let mut random = Random(7);
     for case in 0..3000u64 {
         let layout: &[usize] = if random.chance(1, 2) { &[4] } else { &[2, 2] };

@@ -202,6 +202,34 @@ fn a_parked_submission_can_be_withdrawn_without_anyone() {
 }
 
 #[test]
+fn a_failure_confirms_one_withdrawal_and_not_the_next() {
+    let mut net = Net::one_host(2);
+    net.submit(0, 1, &f32s("a", 4));
+    net.submit(1, 1, &f32s("a", 5));
+    net.asleep[0] = true;
+    net.settle();
+    net.step(0, Event::Withdraw { ticket: Ticket(1) });
+    net.submit(0, 2, &f32s("a", 4));
+    // No tick between the failure, which publishes the parked submission, and its withdrawal.
+    let entry = net.logs[0][0].clone();
+    net.position[0] = 1;
+    net.step(0, Event::Entry { index: 0, bytes: &entry });
+    net.step(0, Event::Withdraw { ticket: Ticket(2) });
+    net.asleep[0] = false;
+    net.settle();
+    assert!(
+        matches!(&net.failed[0][..], [(Ticket(1), Error::Cancelled(_)), (Ticket(2), Error::Cancelled(_))]),
+        "{:?}",
+        net.failed[0]
+    );
+    assert!(net.poisons.concat().is_empty());
+    net.failed = vec![Vec::new(); 2];
+    net.submit_all(3, &f32s("a", 4));
+    net.settle();
+    net.all_ran(&[&[3]]);
+}
+
+#[test]
 fn withdrawing_what_was_agreed_poisons() {
     let mut net = Net::one_host(2);
     net.submit_all(1, &f32s("a", 4));
