@@ -94,11 +94,6 @@ impl Channel {
         Ok(())
     }
 
-    /// Whether an operation is in flight.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.current.is_some()
-    }
-
     /// Whether messages of finished operations still wait to be handed to the network.
     pub(crate) fn is_flushed(&self) -> bool {
         self.link.idle()

@@ -28,7 +28,6 @@ pub(crate) struct MpiWorld {
     rank: usize,
     size: usize,
     pub(super) tag_limit: c_int,
-    library: String,
     gather: Mutex<Gather>,
     /// How many jobs this rank has taken part in.
     pub(super) jobs: AtomicU32,
@@ -67,6 +66,7 @@ impl MpiWorld {
     fn duplicate(parent: Comm, whole: bool, end: Instant, deadline: Duration) -> Result<Self> {
         let mpi = serial();
         let library = call::library();
+        log::debug!("MPI: {library}");
         let (rank, size) = (to_usize(mpi.rank(parent)?), to_usize(mpi.size(parent)?));
         if whole && let Some(text) = launcher::launched().and_then(|launcher| launcher.contradicts(size, &library)) {
             return Err(Error::config(text));
@@ -96,7 +96,6 @@ impl MpiWorld {
             rank,
             size,
             tag_limit,
-            library,
             gather: Mutex::new(Gather::default()),
             jobs: AtomicU32::new(0),
         })
@@ -110,11 +109,6 @@ impl MpiWorld {
     /// The number of ranks.
     pub(crate) fn size(&self) -> usize {
         self.size
-    }
-
-    /// The MPI library and its version, in its own words.
-    pub(crate) fn library(&self) -> &str {
-        &self.library
     }
 
     /// Gives every rank what every rank passed, by rank.

@@ -81,6 +81,7 @@ mod real {
 
     impl Memory {
         /// New memory of this process alone.
+        #[cfg(test)]
         pub(crate) fn anonymous(len: usize) -> super::Result<Self> {
             Ok(Self::new(Arc::new(Mapping::anonymous(len)?)))
         }
@@ -99,11 +100,6 @@ mod real {
 
         pub(crate) fn len(&self) -> usize {
             self.len
-        }
-
-        /// The mapping that this is part of.
-        pub(crate) fn mapping(&self) -> &Arc<Mapping> {
-            &self.mapping
         }
 
         /// Enters a part into this process's page table; see [`Mapping::populate`].
