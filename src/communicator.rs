@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::engine::{Built, Channel, Collective, Ground, Operation, block};
 use crate::error::{Error, Result};
@@ -98,8 +99,17 @@ impl Communicator {
         if result.is_err() {
             // The caller's buffers are theirs again once this returns.
             self.channel.cancel(FAILED);
+            self.take_leave();
         }
         result
+    }
+
+    /// Spends a moment on telling the other hosts, whose messages may have to make room first.
+    pub(crate) fn take_leave(&mut self) {
+        let begin = Instant::now();
+        while !self.channel.take_leave() && begin.elapsed() < LEAVE {
+            std::thread::yield_now();
+        }
     }
 
     /// One message of every rank, in rank order.
@@ -130,6 +140,9 @@ impl Communicator {
         Err(Error::argument(format!("{what} {rank} is not a rank of this communicator; its ranks are 0 to {last}")))
     }
 }
+
+/// How long a call that failed tries to tell the other hosts.
+const LEAVE: Duration = Duration::from_millis(50);
 
 /// What every call says after one that failed.
 pub(crate) const FAILED: &str = "an earlier operation of this communicator failed; make a new one on every rank";
