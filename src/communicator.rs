@@ -14,11 +14,14 @@ use crate::transport::Link;
 ///
 /// No names and no negotiation: a call starts moving data at once. The operation's kind, type, count and root travel with
 /// its first flag, so ranks that disagree get [`Error::Mismatch`] with every rank's view, before data moves, and the
-/// communicator stays usable (across hosts a mismatch ends the job, naming both views).
+/// communicator stays usable. Between hosts a mismatch ends the communicator with [`Error::Poisoned`], naming both
+/// views; where ranks then wait for messages that nobody means to send, as for two broadcasts with different roots, it
+/// takes until the deadline.
 ///
 /// Calls take `&mut self`; a second thread works on a [`dup`](Self::dup). Every wait has a deadline (`KOLO_DEADLINE`) and
 /// ends with an error when the job fails. After any error but a mismatch or a wrong argument the communicator is
-/// unusable, and buffers that were passed in hold unspecified elements.
+/// unusable, here and on every rank that counts on this one ([`Error::Poisoned`] names the rank that gave up), and
+/// buffers that were passed in hold unspecified elements.
 ///
 /// ```
 /// # kolo::threads(2, |kolo| -> kolo::Result<()> {

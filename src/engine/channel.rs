@@ -98,6 +98,7 @@ impl Channel {
     }
 
     /// Whether an operation is in flight.
+    #[cfg(test)]
     pub(crate) fn is_busy(&self) -> bool {
         self.current.is_some()
     }
