@@ -181,8 +181,8 @@ impl Channel {
     /// Ends a wait for a member that has given up this operation or an earlier one. Who gave up a later one has done its
     /// part of this.
     fn heed(&mut self, step: Step) -> Result<Step> {
-        match self.arena.poisoned_by(self.begun) {
-            Some(member) if step == Step::Pending => Err(self.give_up(self.gone(member))),
+        match self.arena.poisoned(self.begun) {
+            Some(rank) if step == Step::Pending => Err(self.give_up(gone(rank))),
             _ => Ok(step),
         }
     }
@@ -190,14 +190,7 @@ impl Channel {
     /// What ends a wait for `rank` of the set if that rank has given up, as far as this host knows.
     pub(crate) fn abandoned(&self, rank: usize) -> Option<Error> {
         let member = self.team.members().iter().position(|&member| member == rank)?;
-        self.arena.is_poisoned(member).then(|| self.gone(member))
-    }
-
-    fn gone(&self, member: usize) -> Error {
-        let rank = self.global(member);
-        Error::Poisoned(
-            format!("rank {rank} gave up an operation that this rank counts on; see its error for why").into(),
-        )
+        self.arena.poisoned_member(member).map(gone)
     }
 
     /// Gives up the operation in flight, if there is one: its buffers are not touched again. The channel is unusable
@@ -214,7 +207,8 @@ impl Channel {
             // An operation in flight is not done; without one, all that have begun are.
             let done = self.begun - u64::from(self.current.is_some());
             self.poison(error.clone());
-            self.arena.poison_from(done + 1);
+            let culprit = self.arena.poisoned(u64::MAX).unwrap_or_else(|| self.team.global(self.team.rank()));
+            self.arena.poison(done + 1, culprit);
             self.port.ring();
             self.farewells = (0..self.team.size()).filter(|peer| !self.team.members().contains(peer)).collect();
             self.take_leave();
@@ -316,4 +310,8 @@ impl Channel {
         let name = format!("communicator operation {}", print.seq());
         Error::Mismatch(Arc::new(Mismatch { name, views }))
     }
+}
+
+fn gone(rank: u32) -> Error {
+    Error::Poisoned(format!("rank {rank} gave up an operation that this rank counts on; see its error for why").into())
 }

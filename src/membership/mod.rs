@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::error::{Error, Failure, Result};
 use crate::event::{self, Event, Sink};
+use crate::os::time;
 use crate::tensor::Reserve;
 use crate::topology::Topology;
 use crate::transport::bootstrap::Bootstrap;
@@ -27,8 +28,8 @@ use crate::transport::link::Links;
 use crate::transport::shm::{Control, MemberState};
 use crate::transport::{Link, Stamp};
 
-pub(crate) use absence::{Absence, Cause, Roster};
-pub(crate) use hosts::{HostState, Hosts, Waiting};
+pub(crate) use absence::{Absence, Roster};
+pub(crate) use hosts::{Hosts, Waiting};
 pub(crate) use last_words::{panic_text, record_panics};
 pub(crate) use share::Way;
 pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
@@ -79,11 +80,11 @@ pub(crate) struct Job {
 
 /// What a rank holds for as long as it belongs to the job. Fields go in this order.
 pub(crate) struct JobParts {
-    pub(crate) watcher: Option<Watcher>,
+    pub(crate) _watcher: Option<Watcher>,
     pub(crate) bootstrap: Mutex<Box<dyn Bootstrap>>,
     /// Makes an exit of the process while the rank belongs to the job a failure.
     #[cfg(feature = "mpi")]
-    pub(crate) live: Option<crate::transport::mpi::LiveGuard>,
+    pub(crate) _live: Option<crate::transport::mpi::LiveGuard>,
 }
 
 /// What a [`Core`] is made of.
@@ -273,10 +274,10 @@ impl Core {
         ));
     }
 
-    /// Prints once that a wait takes long. `text` says what is waited for, and who is missing.
-    pub(crate) fn stalled(&self, what: &str, waited: Duration, text: &str) {
-        event::tell_warning(&format!("{}: {what} has waited for {waited:.0?}; {text}", self.roster.who(self.rank())));
-        self.sink.event(&Event::Stalled { what: what.to_owned(), waited });
+    /// Asks all ranks of the job for patience, for so long from now.
+    pub(crate) fn pause(&self, duration: Duration) {
+        self.control.pause_until(time::monotonic().saturating_add(duration));
+        self.nudge.look();
     }
 
     /// Wakes the ranks of another host that sleep, by way of the leaders.
@@ -311,6 +312,7 @@ impl Core {
 
 impl Job {
     pub(crate) fn new(core: Arc<Core>, parts: JobParts) -> Self {
+        core.sink.event(&Event::Joined { rank: core.rank() as u32 });
         Self { core, parts: Some(parts) }
     }
 

@@ -15,11 +15,12 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::hosts::HostState;
-use super::{Core, GRACE, panic_text};
+use super::{Core, GRACE, Way, panic_text};
 use crate::error::{Error, Failure, Result};
 use crate::event::tell_warning;
 use crate::os::ending;
 use crate::os::process::{Identity, PidFd};
+use crate::os::time;
 use crate::transport::link::LinkEvent;
 use crate::transport::shm::MemberState;
 
@@ -212,6 +213,8 @@ struct Watch {
     peers: Vec<Peer>,
     /// When to end the job if whoever should have done it has not.
     force_at: Option<Instant>,
+    /// Until when this host is known to be patient by the others.
+    paused_until: Duration,
     /// The first host that was lost.
     lost: Option<Lost>,
 }
@@ -230,7 +233,7 @@ impl Watch {
             let fd = PidFd::open_identity(&process).unwrap_or(None);
             peers.push(Peer { local, process, fd });
         }
-        Ok(Self { core, stop, doorway, peers, force_at: None, lost: None })
+        Ok(Self { core, stop, doorway, peers, force_at: None, paused_until: Duration::ZERO, lost: None })
     }
 
     fn run(&mut self) {
@@ -279,7 +282,9 @@ impl Watch {
     /// When to look though nobody said anything.
     fn timeout(&self) -> Option<Duration> {
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
-        let blind = self.peers.iter().any(|peer| peer.fd.is_none()).then_some(WITHOUT_PIDFD);
+        // Where peers could not open memory through /proc, they could not open this thread's pipe either.
+        let deaf = self.core.links.is_some() && self.core.way == Way::Named;
+        let blind = (deaf || self.peers.iter().any(|peer| peer.fd.is_none())).then_some(WITHOUT_PIDFD);
         let force = self.force_at.map(until);
         let lost = self.lost.as_ref().map(|lost| until(if lost.failed { lost.tell_at } else { lost.fail_at }));
         let heartbeat = (self.core.links.is_some() && self.core.roster.hosts.awaited()).then_some(HEARTBEAT);
@@ -322,6 +327,11 @@ impl Watch {
             LinkEvent::Aborted { failure, .. } => {
                 core.fail_elsewhere(&failure);
                 self.lost = None;
+            }
+            LinkEvent::Paused { duration, .. } => {
+                core.control.pause_until(time::monotonic().saturating_add(duration));
+                // They know.
+                self.paused_until = core.control.paused_until();
             }
             LinkEvent::Left { host } => hosts.set(host, HostState::Left),
             LinkEvent::Silent { host, since } => {
@@ -383,6 +393,7 @@ impl Watch {
 
     fn look_at_job(&mut self) {
         self.look_at_lost();
+        self.look_at_pause();
         if self.core.control.aborted() {
             self.core.forward();
             self.core.end_if_winner();
@@ -405,6 +416,17 @@ impl Watch {
         }
         if let Some(lost) = self.lost.take_if(|lost| lost.failed && lost.tell_at <= now) {
             self.core.tell(&lost.failure);
+        }
+    }
+
+    /// Passes a pause that a rank of this host asked for on to the other hosts, whose clocks are not this one's.
+    fn look_at_pause(&mut self) {
+        let until = self.core.control.paused_until();
+        if let Some(links) = &self.core.links
+            && until > self.paused_until
+        {
+            self.paused_until = until;
+            links.pause(until.saturating_sub(time::monotonic()));
         }
     }
 }

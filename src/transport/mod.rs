@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "MPI and shared memory are spoken to here")]
 
 pub(crate) mod bootstrap;
+pub(crate) mod launcher;
 pub(crate) mod link;
 #[cfg(feature = "mpi")]
 pub(crate) mod mpi;

@@ -24,6 +24,8 @@ pub(crate) enum LinkEvent {
     Rang { host: usize },
     /// The host reports the job's failure.
     Aborted { host: usize, failure: Failure },
+    /// The host asks for so much patience from now.
+    Paused { host: usize, duration: Duration },
     /// The host left in good order. It is not heard of again.
     Left { host: usize },
     /// The connection broke without goodbye: the host's leader died, or the network between. Not heard of again.
@@ -139,6 +141,7 @@ impl Links {
                     }
                 }
                 Frame::Abort(failure) => events.push(LinkEvent::Aborted { host, failure }),
+                Frame::Pause(duration) => events.push(LinkEvent::Paused { host, duration }),
                 Frame::Ask | Frame::Answer => {}
                 Frame::Bye => {
                     state.over = true;
@@ -176,6 +179,13 @@ impl Links {
     pub(crate) fn abort(&self, failure: &Failure) {
         for (_, peer) in self.open() {
             peer.lock().say(&peer.stream, &Frame::Abort(failure.clone()));
+        }
+    }
+
+    /// Asks every other host for patience, for so long from now.
+    pub(crate) fn pause(&self, duration: Duration) {
+        for (_, peer) in self.open() {
+            peer.lock().say(&peer.stream, &Frame::Pause(duration));
         }
     }
 

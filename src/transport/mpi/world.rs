@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use mpi::ffi;
 
+use super::RawComm;
 use super::call::{self, Comm, Serial, serial};
 use super::exit::{self, LiveGuard};
 use super::gather::Gather;
-use super::{RawComm, launcher};
 use crate::error::{Error, Result};
 use crate::transport::bootstrap::Bootstrap;
+use crate::transport::launcher;
 
 /// The world of this process, once started. Starting takes the lock for as long as it lasts.
 static WORLD: Mutex<Option<Arc<MpiWorld>>> = Mutex::new(None);
@@ -153,6 +154,24 @@ impl MpiWorld {
     }
 }
 
+/// Waits until every rank is about to end, so that none sits in `MPI_Finalize` while another may still fail: launchers
+/// are bad at ending a job that is half finalised (Open MPI 4.1.4 crashes or hangs in one case of ten).
+///
+/// # Collective
+///
+/// Every rank of the world that kolo started, as it exits.
+///
+/// # Errors
+///
+/// Those of the allgather: then there is no orderly end.
+pub(super) fn depart() -> Result<()> {
+    /// As long as the others may work.
+    const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    let world = WORLD.try_lock().ok().and_then(|world| world.clone());
+    let world = world.ok_or_else(|| Error::config("the process exits while MPI starts"))?;
+    world.allgather(&[], FOREVER).map(drop)
+}
+
 /// Brings MPI to life if it is not, and returns the communicator to duplicate.
 fn start_mpi(adopt: Option<RawComm>, deadline: Duration) -> Result<Comm> {
     let mpi = serial();
@@ -220,7 +239,7 @@ impl Pace {
         if self.rounds <= 200 {
             std::thread::yield_now();
         } else {
-            let micros = (u64::from(self.rounds) / 4).min(1000);
+            let micros = (u64::from(self.rounds) / 4).min(10_000);
             std::thread::sleep(Duration::from_micros(micros));
         }
     }

@@ -234,29 +234,21 @@ impl Arena {
         self.inner.progress.done(member)
     }
 
-    /// Says that this member has given up an operation that the others count on. Ring their bells afterwards.
-    pub(crate) fn poison(&self) {
-        self.poison_from(1);
+    /// Says that this member has given up all operations from the `operation`th (from one) on, because the global rank
+    /// `rank` did. Ring the others' bells afterwards.
+    pub(crate) fn poison(&self, operation: u64, rank: u32) {
+        self.inner.progress.poison(self.inner.me, operation, rank);
     }
 
-    /// As [`poison`](Self::poison), but this member has finished its part of all operations before the `operation`th.
-    pub(crate) fn poison_from(&self, operation: u64) {
-        self.inner.progress.poison(self.inner.me, operation);
-    }
-
-    /// A member that has given up, if there is one: what it has not published will never come.
-    pub(crate) fn poisoned(&self) -> Option<usize> {
-        self.poisoned_by(u64::MAX)
-    }
-
-    /// A member that gave up the `operation`th operation (from one) or an earlier one, if there is one.
-    pub(crate) fn poisoned_by(&self, operation: u64) -> Option<usize> {
+    /// The global rank whose doing it was that a member gave up the `operation`th operation or an earlier one, if one
+    /// did: what it has not published will never come.
+    pub(crate) fn poisoned(&self, operation: u64) -> Option<u32> {
         self.inner.progress.poisoned(operation)
     }
 
-    /// Whether `member` has given up.
-    pub(crate) fn is_poisoned(&self, member: usize) -> bool {
-        self.inner.progress.is_poisoned(member)
+    /// The global rank whose doing it was that `member` gave up, if it did.
+    pub(crate) fn poisoned_member(&self, member: usize) -> Option<u32> {
+        self.inner.progress.poisoned_member(member)
     }
 
     /// Whether every member has packed at least so many chunks.
