@@ -156,7 +156,10 @@ impl Ground {
         refuse(&offers)?;
         let mapping = match &offer {
             Some(Ok(offer)) => Ok(Arc::clone(offer.mapping())),
-            _ => share::open(&offers[team.members()[0]][1..]),
+            _ => share::open(&offers[team.members()[0]][1..]).and_then(|mapping| {
+                open(&Memory::new(Arc::clone(&mapping)))?.verify(stamp)?;
+                Ok(mapping)
+            }),
         };
         // The offer stands until every member has taken it.
         let message = match &mapping {

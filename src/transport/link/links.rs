@@ -77,7 +77,7 @@ struct State {
 
 impl Links {
     /// Takes over connections that have proved themselves.
-    pub(super) fn new(me: usize, cards: &[Card], streams: Vec<Option<TcpStream>>) -> Result<Self> {
+    pub(super) fn new(cards: &[Card], streams: Vec<Option<TcpStream>>) -> Result<Self> {
         let mut peers = Vec::new();
         for (card, stream) in cards.iter().zip(streams) {
             let Some(stream) = stream else {
