@@ -35,6 +35,7 @@ impl Communicator {
         let port = Arc::clone(channel.port());
         let peer = channel.team().global(to);
         let far = !channel.team().members().contains(&to);
+        let mut warned = false;
         // Bytes of the header and the data, as one message, that have been sent.
         let mut sent = 0;
         let total = HEADER + bytes.len();
@@ -54,12 +55,12 @@ impl Communicator {
                         scratch.extend_from_slice(&bytes[*sent - HEADER..][..most]);
                     }
                     if !user.try_send(to, scratch)? {
-                        return heed(channel, step);
+                        return heed(channel, to, &mut warned, step);
                     }
                     *sent += most;
                     step = Step::Progress;
                 }
-                if user.idle() { Ok(Step::Ready(())) } else { heed(channel, step) }
+                if user.idle() { Ok(Step::Ready(())) } else { heed(channel, to, &mut warned, step) }
             },
             |_| far,
             |_| (format!("send of {} {} to rank {to}", data.len(), T::DTYPE), vec![peer]),
@@ -87,6 +88,7 @@ impl Communicator {
         let peer = channel.team().global(from);
         let far = !channel.team().members().contains(&from);
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
+        let mut warned = false;
         let mut incoming = Incoming { dtype: T::DTYPE, wanted, theirs: None, taken: 0, bytes };
         block(
             &port,
@@ -96,7 +98,7 @@ impl Communicator {
                 while !incoming.is_complete() {
                     let mut taken = Ok(());
                     if !user.try_recv(from, &mut |piece| taken = incoming.take(piece, peer))? {
-                        return heed(channel, step);
+                        return heed(channel, from, &mut warned, step);
                     }
                     taken?;
                     step = Step::Progress;
@@ -129,11 +131,19 @@ impl Communicator {
     }
 }
 
-/// Ends a wait for a member of this host that has given up.
-fn heed(channel: &Channel, step: Step) -> Result<Step> {
-    match channel.abandoned() {
-        Some(error) if step == Step::Pending => Err(error),
-        _ => Ok(step),
+/// Ends a wait for a rank of this host that has given up: at the second look, for what it sent before that is there to
+/// be taken.
+fn heed<T>(channel: &Channel, peer: usize, warned: &mut bool, step: Step<T>) -> Result<Step<T>> {
+    if !matches!(step, Step::Pending) {
+        return Ok(step);
+    }
+    match channel.abandoned(peer) {
+        Some(error) if *warned => Err(error),
+        Some(_) => {
+            *warned = true;
+            Ok(Step::Progress)
+        }
+        None => Ok(step),
     }
 }
 

@@ -16,6 +16,7 @@ mod request;
 mod slots;
 mod stall;
 mod submit;
+mod window;
 mod wire;
 
 #[cfg(test)]
@@ -75,7 +76,7 @@ pub(crate) struct Coordinator {
     /// The index of the proposal or install that was not read back yet.
     proposed: Option<u64>,
     hosts: hosts::Hosts,
-    window: decide::Window,
+    window: window::Window,
     scratch: decide::Scratch,
     stall: stall::Watch,
     /// Something changed since proposals were last considered.
@@ -127,7 +128,7 @@ impl Coordinator {
             resubmit: Vec::new(),
             proposed: None,
             hosts: hosts::Hosts::new(topology.hosts.len(), words),
-            window: decide::Window::default(),
+            window: window::Window::default(),
             scratch: decide::Scratch::new(words),
             stall: stall::Watch::new(params.capacity),
             dirty: false,
@@ -186,6 +187,12 @@ impl Coordinator {
     /// Local submissions that neither ran nor failed.
     pub(crate) fn pending(&self) -> usize {
         self.locals.tickets()
+    }
+
+    /// Whether this rank has nothing outstanding: no submission, and no refused or withdrawn one that the log has yet to
+    /// confirm.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.locals.iter().next().is_none()
     }
 
     /// Takes back the bytes of an action, to be reused.

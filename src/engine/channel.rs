@@ -27,6 +27,8 @@ pub(crate) struct Channel {
     /// Bytes of a chunk: a slot, or less of it where a test wants many chunks.
     pub(super) chunk_bytes: usize,
     sequence: u32,
+    /// Operations that have begun.
+    begun: u64,
     /// Chunks that went through the slots since the arena began: the same on every member.
     pub(super) chunks: u64,
     current: Option<Run>,
@@ -67,6 +69,7 @@ impl Channel {
             two_level,
             chunk_bytes,
             sequence: 0,
+            begun: 0,
             chunks: 0,
             current: None,
             poisoned: None,
@@ -119,6 +122,7 @@ impl Channel {
             return Err(error.clone());
         }
         self.sequence = self.sequence.wrapping_add(1);
+        self.begun += 1;
         let print = fingerprint(self.sequence, &operation);
         self.current = Some(self.plan(operation, print));
         Ok(())
@@ -157,31 +161,29 @@ impl Channel {
                      same order",
                     mismatch.name
                 );
+                self.current = Some(run);
                 Err(self.give_up(Error::Poisoned(text.into())))
             }
-            Err(error) => Err(self.give_up(error)),
+            Err(error) => {
+                self.current = Some(run);
+                Err(self.give_up(error))
+            }
         }
     }
 
-    /// Ends a wait for a member that has given up.
+    /// Ends a wait for a member that has given up this operation or an earlier one. Who gave up a later one has done its
+    /// part of this.
     fn heed(&mut self, step: Step) -> Result<Step> {
-        if step == Step::Pending
-            && let Some(error) = self.abandoned()
-        {
-            return Err(self.give_up(error));
+        match self.arena.poisoned(self.begun) {
+            Some(rank) if step == Step::Pending => Err(self.give_up(gone(rank))),
+            _ => Ok(step),
         }
-        Ok(step)
     }
 
-    /// What to tell whoever waits for a peer of this host, if one has given up.
-    pub(crate) fn abandoned(&self) -> Option<Error> {
-        let member = self.arena.poisoned()?;
-        let rank = self.global(member);
-        Some(self.poisoned.clone().unwrap_or_else(|| {
-            Error::Poisoned(
-                format!("rank {rank} gave up an operation that this rank counts on; see its error for why").into(),
-            )
-        }))
+    /// What ends a wait for `rank` of the set if that rank has given up, as far as this host knows.
+    pub(crate) fn abandoned(&self, rank: usize) -> Option<Error> {
+        let member = self.team.members().iter().position(|&member| member == rank)?;
+        self.arena.poisoned_member(member).map(gone)
     }
 
     /// Gives up the operation in flight, if there is one: its buffers are not touched again. The channel is unusable
@@ -195,8 +197,11 @@ impl Channel {
     /// Ends the channel with `error`, here and on the peers. Returns the error that ended it first.
     pub(crate) fn give_up(&mut self, error: Error) -> Error {
         if self.poisoned.is_none() {
+            // An operation in flight is not done; without one, all that have begun are.
+            let done = self.begun - u64::from(self.current.is_some());
             self.poison(error.clone());
-            self.arena.poison();
+            let culprit = self.arena.poisoned(u64::MAX).unwrap_or_else(|| self.team.global(self.team.rank()));
+            self.arena.poison(done + 1, culprit);
             self.port.ring();
             for peer in (0..self.team.size()).filter(|peer| !self.team.members().contains(peer)) {
                 // A last message where there is room for it. Where there is none, or no link any more, the peer's own
@@ -286,4 +291,8 @@ impl Channel {
         let name = format!("communicator operation {}", print.seq());
         Error::Mismatch(Arc::new(Mismatch { name, views }))
     }
+}
+
+fn gone(rank: u32) -> Error {
+    Error::Poisoned(format!("rank {rank} gave up an operation that this rank counts on; see its error for why").into())
 }

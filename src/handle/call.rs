@@ -39,7 +39,7 @@ impl NamedSet {
     ///
     /// `waits`: the caller goes on to wait for it.
     pub(crate) fn begin(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         call: Call,
         piece: Piece,
@@ -64,7 +64,7 @@ impl NamedSet {
     }
 
     /// Submits an operation on borrowed memory and waits for it.
-    pub(crate) fn blocking(&self, name: &str, call: Call, data: RawSlice) -> Result<()> {
+    pub(crate) fn blocking(self: &Arc<Self>, name: &str, call: Call, data: RawSlice) -> Result<()> {
         let (ticket, flight) = self.begin(name, call, Piece::in_place(data), None, true)?;
         // The borrow ends with this call, however it ends.
         let _guard = Guard { set: self, ticket, flight: &flight };
@@ -84,7 +84,7 @@ impl NamedSet {
     }
 
     /// The broadcast from a global rank; tells the peers if it is not in the set.
-    pub(crate) fn broadcast_from(&self, name: &str, root: usize) -> Result<Kind> {
+    pub(crate) fn broadcast_from(self: &Arc<Self>, name: &str, root: usize) -> Result<Kind> {
         let globals = self.team().globals();
         match globals.iter().position(|&rank| rank as usize == root) {
             Some(root) => Ok(Kind::Broadcast { root: root as u32 }),
@@ -99,7 +99,7 @@ impl NamedSet {
 
 /// Cancels an operation on a borrowed tensor if it is still in flight when the borrow ends.
 struct Guard<'a> {
-    set: &'a NamedSet,
+    set: &'a Arc<NamedSet>,
     ticket: Ticket,
     flight: &'a Flight,
 }

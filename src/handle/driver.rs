@@ -1,11 +1,12 @@
 //! Who advances the named operations of a rank: whoever waits, and the background thread when nobody does.
 //!
 //! Every set is advanced under its own lock, held for at most a chunk of work and never while waiting, so a stalled set
-//! delays no other. A thread that waits for a handle drives all sets itself; the background thread sleeps meanwhile. With
-//! nothing pending, nobody polls and nobody wakes.
+//! delays no other. A thread that waits for a handle drives all active sets itself; the background thread sleeps
+//! meanwhile. With nothing to do, nobody polls and nobody wakes. README.md argues that no wake-up is lost.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,14 +15,20 @@ use crate::engine::{Idle, Port, Step};
 use crate::error::{Error, Result};
 use crate::os::futex;
 
+/// Says that a thread of kolo itself panicked.
+pub(crate) type OnPanic = Box<dyn Fn(&str) + Send + Sync>;
+
 /// Advances the named sets of one rank.
-#[derive(Debug)]
 pub(crate) struct Driver {
     port: Arc<Port>,
-    born: Instant,
+    clock: Clock,
+    on_panic: OnPanic,
+    /// Every set, for the end.
     sets: Mutex<Vec<Weak<NamedSet>>>,
-    /// Named operations in flight over all sets.
-    pending: AtomicUsize,
+    /// The sets with something to do. A set that its user has dropped lives on in here until it has done it.
+    active: Mutex<Vec<Arc<NamedSet>>>,
+    /// How many sets are active.
+    busy: AtomicUsize,
     /// Threads that wait for a handle and drive meanwhile.
     waiters: AtomicUsize,
     /// The background thread's alarm: changes whenever there may be work for it.
@@ -31,20 +38,75 @@ pub(crate) struct Driver {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// The clock of negotiation.
+#[derive(Debug)]
+enum Clock {
+    Real(Instant),
+    /// Set by a test, which also does all polling: there is no background thread.
+    #[cfg(test)]
+    Virtual(Mutex<Duration>),
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver")
+            .field("busy", &self.busy)
+            .field("waiters", &self.waiters)
+            .field("asleep", &self.asleep)
+            .finish_non_exhaustive()
+    }
+}
+
+// No user code runs under these locks, and each holds one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A thread that waits and drives. What it leaves is handed over when it stops, also by unwinding.
+struct Waiter<'a>(&'a Arc<Driver>);
+
+impl<'a> Waiter<'a> {
+    fn new(driver: &'a Arc<Driver>) -> Self {
+        driver.waiters.fetch_add(1, Ordering::SeqCst);
+        Self(driver)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Ordering::SeqCst);
+        if self.0.busy.load(Ordering::SeqCst) > 0 {
+            self.0.hand_over();
+        }
+    }
+}
+
 impl Driver {
-    /// A driver whose background thread starts with the first asynchronous operation.
-    pub(crate) fn new(port: Arc<Port>) -> Arc<Self> {
-        Arc::new(Self {
+    /// A driver whose background thread starts when it is first needed.
+    pub(crate) fn new(port: Arc<Port>, on_panic: OnPanic) -> Arc<Self> {
+        Arc::new(Self::with(port, Clock::Real(Instant::now()), on_panic))
+    }
+
+    /// A driver for tests, which poll the sets themselves and set the time.
+    #[cfg(test)]
+    pub(super) fn manual(port: Arc<Port>) -> Arc<Self> {
+        Arc::new(Self::with(port, Clock::Virtual(Mutex::default()), Box::new(|_| ())))
+    }
+
+    fn with(port: Arc<Port>, clock: Clock, on_panic: OnPanic) -> Self {
+        Self {
             port,
-            born: Instant::now(),
+            clock,
+            on_panic,
             sets: Mutex::default(),
-            pending: AtomicUsize::new(0),
+            active: Mutex::default(),
+            busy: AtomicUsize::new(0),
             waiters: AtomicUsize::new(0),
             alarm: AtomicU32::new(0),
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             thread: Mutex::new(None),
-        })
+        }
     }
 
     pub(crate) fn port(&self) -> &Arc<Port> {
@@ -53,49 +115,89 @@ impl Driver {
 
     /// Time since the driver was made: the clock of negotiation.
     pub(crate) fn now(&self) -> Duration {
-        self.born.elapsed()
+        match &self.clock {
+            Clock::Real(born) => born.elapsed(),
+            #[cfg(test)]
+            Clock::Virtual(now) => *lock(now),
+        }
     }
 
-    /// Advances `set` from now on.
+    #[cfg(test)]
+    pub(super) fn set_time(&self, time: Duration) {
+        if let Clock::Virtual(now) = &self.clock {
+            *lock(now) = time;
+        }
+    }
+
+    /// How many sets have something to do.
+    #[cfg(test)]
+    pub(super) fn busy(&self) -> usize {
+        self.busy.load(Ordering::SeqCst)
+    }
+
+    /// Knows `set` from now on.
     pub(crate) fn adopt(&self, set: &Arc<NamedSet>) {
-        let mut sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sets = lock(&self.sets);
         sets.retain(|set| set.strong_count() > 0);
         sets.push(Arc::downgrade(set));
     }
 
-    /// Counts an operation in. `waits`: its caller goes on to wait for it, so the background thread may sleep on.
-    pub(crate) fn submitted(self: &Arc<Self>, waits: bool) -> Result<()> {
-        self.pending.fetch_add(1, Ordering::SeqCst);
-        if waits || self.waiters.load(Ordering::SeqCst) > 0 {
-            return Ok(());
-        }
-        self.start()?;
-        self.wake_thread();
-        Ok(())
+    /// `set` has something to do. Under its lock.
+    pub(super) fn activate(&self, set: &Arc<NamedSet>) {
+        let mut active = lock(&self.active);
+        active.push(Arc::clone(set));
+        self.busy.store(active.len(), Ordering::SeqCst);
     }
 
-    /// Counts operations out, and wakes the threads of this rank that wait for them.
-    pub(crate) fn completed(&self, operations: usize) {
+    /// `set` has nothing to do any more. Under its lock, by a caller that has a reference of its own.
+    pub(super) fn retire(&self, set: &Arc<NamedSet>) {
+        let mut active = lock(&self.active);
+        active.retain(|other| !Arc::ptr_eq(other, set));
+        self.busy.store(active.len(), Ordering::SeqCst);
+    }
+
+    /// Operations have ended: wakes the threads of this rank that may wait for them.
+    pub(super) fn ended(&self, operations: usize) {
         if operations > 0 {
-            self.pending.fetch_sub(operations, Ordering::SeqCst);
             self.port.control.bells().ring(self.port.control.me());
         }
     }
 
-    fn wake_thread(&self) {
+    /// Whoever called may have left something to do, or kept others from doing it, and goes away.
+    pub(super) fn hand_over(self: &Arc<Self>) {
+        // Waiters, and the background thread if it drives, sleep on the rank's doorbell.
+        self.port.control.bells().ring(self.port.control.me());
+        if self.waiters.load(Ordering::SeqCst) > 0 || self.busy.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        if let Err(error) = self.start() {
+            crate::event::tell_warning(&format!("{error}; operations advance only while a thread waits for one"));
+        }
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::SeqCst) {
-            self.alarm.fetch_add(1, Ordering::SeqCst);
-            futex::wake_all(&self.alarm);
+            self.wake_thread();
         }
     }
 
-    fn start(self: &Arc<Self>) -> Result<()> {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if thread.is_none() {
+    fn wake_thread(&self) {
+        self.alarm.fetch_add(1, Ordering::SeqCst);
+        futex::wake_all(&self.alarm);
+    }
+
+    /// Starts the background thread, unless it runs.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub(super) fn start(self: &Arc<Self>) -> Result<()> {
+        #[cfg(test)]
+        if let Clock::Virtual(_) = self.clock {
+            return Ok(());
+        }
+        let mut thread = lock(&self.thread);
+        if thread.is_none() && !self.stop.load(Ordering::SeqCst) {
             let driver = Arc::clone(self);
-            let spawned =
-                Builder::new().name(format!("kolo-engine-{}", self.port.control.me())).spawn(move || driver.run());
+            let name = format!("kolo-engine-{}", self.port.control.me());
+            let spawned = Builder::new().name(name).spawn(move || driver.run());
             *thread = Some(spawned.map_err(|error| {
                 Error::system("cannot start kolo's background thread; raise the limit of processes (ulimit -u)", error)
             })?);
@@ -103,20 +205,17 @@ impl Driver {
         Ok(())
     }
 
-    /// The sets, copied out: none of them is touched under the list's lock.
-    fn live_sets(&self) -> Vec<Arc<NamedSet>> {
-        let sets = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
-        sets.iter().filter_map(Weak::upgrade).collect()
-    }
-
-    /// Advances every set that no other thread is advancing, once.
+    /// Advances every active set that no other thread is advancing, once. `sets` is a buffer to reuse.
     ///
     /// Returns whether anything moved, and when a set wants to be looked at again at the latest.
-    fn drive(&self) -> (bool, Option<Duration>) {
+    fn drive(&self, sets: &mut Vec<Arc<NamedSet>>) -> (bool, Option<Duration>) {
+        // Copied out: none of them is advanced, or dropped, under the list's lock.
+        sets.clear();
+        sets.extend(lock(&self.active).iter().cloned());
         let now = self.now();
         let mut moved = false;
         let mut wake_at: Option<Duration> = None;
-        for set in self.live_sets() {
+        for set in sets.iter() {
             if let Some((step, at)) = set.try_poll(now) {
                 moved |= step != Step::Pending;
                 wake_at = [wake_at, at].into_iter().flatten().min();
@@ -129,29 +228,20 @@ impl Driver {
     ///
     /// # Errors
     /// The job's first failure.
-    pub(crate) fn wait(&self, over: impl Fn() -> bool, deadline: Duration) -> Result<bool> {
+    pub(crate) fn wait(self: &Arc<Self>, over: impl Fn() -> bool, deadline: Duration) -> Result<bool> {
         if over() {
             return Ok(true);
         }
-        self.waiters.fetch_add(1, Ordering::SeqCst);
-        let outcome = self.wait_driving(&over, deadline);
-        let others = self.waiters.fetch_sub(1, Ordering::SeqCst) - 1;
-        if self.pending.load(Ordering::SeqCst) > 0 {
-            // Somebody must take over: a sleeping waiter may have found a set locked by this thread.
-            if others > 0 {
-                self.port.control.bells().ring(self.port.control.me());
-            } else {
-                self.wake_thread();
-            }
+        // A worker that drove could be made to steal a task which submits, inside the set's lock.
+        if rayon::current_thread_index().is_some() {
+            self.hand_over();
+            return self.watch(&over, deadline);
         }
-        outcome
-    }
-
-    fn wait_driving(&self, over: &impl Fn() -> bool, deadline: Duration) -> Result<bool> {
-        let mut idle = Idle::default();
+        let _waiter = Waiter::new(self);
+        let (mut idle, mut sets) = (Idle::default(), Vec::new());
         let begin = Instant::now();
         loop {
-            let (moved, wake_at) = self.drive();
+            let (moved, wake_at) = self.drive(&mut sets);
             if over() {
                 return Ok(true);
             }
@@ -164,41 +254,66 @@ impl Driver {
             if waited >= deadline {
                 return Ok(false);
             }
-            let longest =
-                wake_at.map_or(deadline - waited, |at| (deadline - waited).min(at.saturating_sub(self.now())));
-            self.port.back_off(&mut idle, longest, || self.drive().0 || over());
+            let left = deadline - waited;
+            let longest = wake_at.map_or(left, |at| left.min(at.saturating_sub(self.now())));
+            self.port.back_off(&mut idle, longest, || self.drive(&mut sets).0 || over());
         }
     }
 
-    /// The background thread: drives while something is pending and nobody waits.
-    fn run(&self) {
+    /// Waits while others drive.
+    fn watch(&self, over: &impl Fn() -> bool, deadline: Duration) -> Result<bool> {
         let mut idle = Idle::default();
+        let begin = Instant::now();
+        while !over() {
+            self.port.check()?;
+            let waited = begin.elapsed();
+            if waited >= deadline {
+                return Ok(false);
+            }
+            self.port.back_off(&mut idle, deadline - waited, over);
+        }
+        Ok(true)
+    }
+
+    /// The background thread: drives while something is to do and nobody waits.
+    fn run(self: &Arc<Self>) {
+        if catch_unwind(AssertUnwindSafe(|| self.serve())).is_err() {
+            // Its operations would hang; the panic hook has printed why.
+            let text = "kolo's background thread panicked; its panic message is above";
+            (self.on_panic)(text);
+            self.shut_sets(&Error::Poisoned(text.into()));
+        }
+    }
+
+    fn serve(&self) {
+        let (mut idle, mut sets) = (Idle::default(), Vec::new());
         while !self.stop.load(Ordering::SeqCst) {
-            if self.pending.load(Ordering::SeqCst) == 0 || self.waiters.load(Ordering::SeqCst) > 0 {
+            if self.busy.load(Ordering::SeqCst) == 0 || self.waiters.load(Ordering::SeqCst) > 0 {
                 idle = Idle::default();
+                sets.clear();
                 // A waiter that found a set locked by this thread may have gone to sleep meanwhile.
                 self.port.control.bells().ring(self.port.control.me());
                 self.sleep_until_needed();
                 continue;
             }
-            let (moved, wake_at) = self.drive();
+            let (moved, wake_at) = self.drive(&mut sets);
             if moved {
                 idle = Idle::default();
                 continue;
             }
             let longest = wake_at.map_or(Duration::MAX, |at| at.saturating_sub(self.now()));
             self.port.back_off(&mut idle, longest, || {
-                self.drive().0 || self.stop.load(Ordering::SeqCst) || self.waiters.load(Ordering::SeqCst) > 0
+                self.drive(&mut sets).0 || self.stop.load(Ordering::SeqCst) || self.waiters.load(Ordering::SeqCst) > 0
             });
         }
     }
 
-    /// Sleeps until an operation is submitted that nobody waits for.
+    /// Sleeps until there is something to do that nobody waits for.
     fn sleep_until_needed(&self) {
         let alarm = self.alarm.load(Ordering::SeqCst);
         self.asleep.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        let idle = self.pending.load(Ordering::SeqCst) == 0 || self.waiters.load(Ordering::SeqCst) > 0;
+        let idle = self.busy.load(Ordering::SeqCst) == 0 || self.waiters.load(Ordering::SeqCst) > 0;
         if idle && !self.stop.load(Ordering::SeqCst) {
             futex::wait(&self.alarm, alarm, None);
         }
@@ -207,19 +322,24 @@ impl Driver {
 
     /// Ends all operations in flight with `error`, and the background thread.
     pub(crate) fn shut_down(&self, error: &Error) {
-        for set in self.live_sets() {
-            set.shut(error);
-        }
+        self.shut_sets(error);
         self.stop.store(true, Ordering::SeqCst);
-        self.alarm.fetch_add(1, Ordering::SeqCst);
-        futex::wake_all(&self.alarm);
+        // Also if it is not asleep yet: then the changed word keeps it awake.
+        self.wake_thread();
         self.port.control.bells().ring(self.port.control.me());
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = lock(&self.thread).take();
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
             && thread.join().is_err()
         {
             log::error!("kolo's background thread panicked; its panic message is above");
+        }
+    }
+
+    fn shut_sets(&self, error: &Error) {
+        let sets: Vec<_> = lock(&self.sets).iter().filter_map(Weak::upgrade).collect();
+        for set in sets {
+            set.shut(error);
         }
     }
 }

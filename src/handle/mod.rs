@@ -6,6 +6,8 @@ mod flight;
 mod scope;
 mod session;
 mod set;
+#[cfg(test)]
+mod tests;
 mod tickets;
 mod wires;
 

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 pub(crate) struct Session {
     pub(crate) ground: Arc<Ground>,
     driver: Arc<Driver>,
+    /// The process that joined: a forked child has this memory, but neither the threads nor a say.
+    pid: u32,
 }
 
 impl fmt::Debug for Session {
@@ -22,8 +24,14 @@ impl fmt::Debug for Session {
 
 impl Session {
     pub(crate) fn new(ground: Arc<Ground>) -> Arc<Self> {
-        let driver = Driver::new(Arc::clone(ground.port()));
-        Arc::new(Self { ground, driver })
+        let job = Arc::downgrade(&ground.job);
+        let on_panic = move |cause: &str| {
+            if let Some(job) = job.upgrade() {
+                job.fail(cause);
+            }
+        };
+        let driver = Driver::new(Arc::clone(ground.port()), Box::new(on_panic));
+        Arc::new(Self { ground, driver, pid: std::process::id() })
     }
 
     /// Named operations over a set that was built for negotiation.
@@ -44,6 +52,9 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            return;
+        }
         let error = "the last Kolo of this rank was dropped while the operation was in flight; wait for it first";
         self.driver.shut_down(&Error::Poisoned(error.into()));
     }

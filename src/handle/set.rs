@@ -1,9 +1,8 @@
 //! A set of ranks that negotiate: named operations from their submission to their end.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::driver::Driver;
 use super::tickets::{Entry, Tickets};
@@ -13,29 +12,55 @@ use crate::engine::{Built, Channel, Collective, Operation, Pieces, Port, Step, T
 use crate::error::{Error, Result};
 use crate::event;
 
+/// How long a set that is over, or whose rank leaves, tries to hand its last messages to other hosts.
+const LINGER: Duration = Duration::from_secs(1);
+/// While nothing moves, how often to ask whether the ranks that are waited for still exist.
+const LOOK: Duration = Duration::from_millis(100);
+/// What other hosts send rings no bell of this one: how long to sleep between looks.
+const REMOTE: Duration = Duration::from_micros(500);
+
 /// The named operations of one set on one rank.
 ///
 /// One lock holds everything that a poll touches. It is held for at most a chunk of work, never while waiting and never
-/// in user code, so whoever needs it may simply take it.
+/// in user code, so whoever needs it may simply take it. Whoever has held it goes on to drive, or tells the driver: a
+/// thread that found it locked may have gone to sleep (README.md, "wake-ups").
 #[derive(Debug)]
 pub(crate) struct NamedSet {
     pub(crate) driver: Arc<Driver>,
     team: Arc<Team>,
     core: Mutex<Core>,
-    /// Whether a poll could do anything.
-    busy: AtomicBool,
 }
 
 struct Core {
+    tickets: Tickets,
+    /// Absent once the rank has left: what reaches peers does not outlive the rank, though handles may.
+    parts: Option<Box<Parts>>,
+    /// Whether the driver has this set among those with something to do.
+    active: bool,
+    over: Option<Over>,
+}
+
+/// What a poll advances.
+struct Parts {
     channel: Channel,
     coordinator: Coordinator,
     wires: Wires,
-    tickets: Tickets,
     /// Agreed batches that wait for their turn in the channel.
     batches: VecDeque<Batch>,
     running: Option<Running>,
     actions: Vec<Action>,
-    over: Option<Error>,
+    /// A rank gave up, and everything it had published before is read since.
+    heard_poison: bool,
+    /// When to look again whether others are gone.
+    look_at: Duration,
+}
+
+/// The end of the set.
+#[derive(Debug)]
+struct Over {
+    error: Error,
+    /// How long it is worth trying to tell other hosts.
+    linger_until: Duration,
 }
 
 /// The batch in the channel.
@@ -48,7 +73,8 @@ struct Running {
 
 impl std::fmt::Debug for Core {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core").field("channel", &self.channel).field("wires", &self.wires).finish_non_exhaustive()
+        let channel = self.parts.as_ref().map(|parts| &parts.channel);
+        f.debug_struct("Core").field("channel", &channel).field("over", &self.over).finish_non_exhaustive()
     }
 }
 
@@ -61,19 +87,18 @@ impl NamedSet {
             global: team.globals().to_vec(),
             me: team.rank() as u32,
         };
-        let coordinator = Coordinator::new(params, topology)?;
-        let wires = Wires::new(channel.arena(), &team, negotiation);
-        let core = Core {
+        let parts = Parts {
+            coordinator: Coordinator::new(params, topology)?,
+            wires: Wires::new(channel.arena(), &team, negotiation),
             channel,
-            coordinator,
-            wires,
-            tickets: Tickets::default(),
             batches: VecDeque::new(),
             running: None,
             actions: Vec::new(),
-            over: None,
+            heard_poison: false,
+            look_at: Duration::ZERO,
         };
-        let set = Arc::new(Self { driver, team, core: Mutex::new(core), busy: AtomicBool::new(false) });
+        let core = Core { tickets: Tickets::default(), parts: Some(Box::new(parts)), active: false, over: None };
+        let set = Arc::new(Self { driver, team, core: Mutex::new(core) });
         set.driver.adopt(&set);
         Ok(set)
     }
@@ -83,8 +108,18 @@ impl NamedSet {
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
-        // A poll that panicked is a defect of kolo; its set is failed by whoever finds it, not by this lock.
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        self.core.lock().unwrap_or_else(|poisoned| self.condemn(poisoned))
+    }
+
+    /// A thread panicked inside the lock, a defect of kolo: what is in there is half done, so the set ends.
+    #[cold]
+    fn condemn<'a>(&self, poisoned: PoisonError<MutexGuard<'a, Core>>) -> MutexGuard<'a, Core> {
+        let mut core = poisoned.into_inner();
+        let error = "kolo panicked while it advanced an operation of this set; that is a bug, please report it";
+        core.poison(&Error::Poisoned(error.into()), self.driver.now(), self.driver.port());
+        self.core.clear_poison();
+        self.driver.ended(1);
+        core
     }
 
     /// Hands an operation in. `entry`'s memory is the set's until its flight is over.
@@ -92,114 +127,147 @@ impl NamedSet {
     /// # Errors
     /// A wrong or duplicate request, locally; the peers learn of it where they wait for this rank.
     pub(crate) fn submit(
-        &self,
+        self: &Arc<Self>,
         request: &Request,
         entry: Entry,
         urgent: bool,
         deadline: Option<Duration>,
     ) -> Result<Ticket> {
+        if !urgent && let Err(error) = self.driver.start() {
+            self.refuse(&request.name, &error.to_string());
+            return Err(error);
+        }
         let flight = Arc::clone(&entry.flight);
         let now = self.driver.now();
-        let ticket = {
-            let mut core = self.lock();
-            if let Some(error) = &core.over {
-                return Err(error.clone());
-            }
-            let ticket = core.tickets.insert(entry);
-            let Core { coordinator, actions, wires, .. } = &mut *core;
-            coordinator.step(now, Event::Submit { ticket, request, urgent, deadline }, actions);
-            wires.touch();
-            core.perform(now, self.driver.port());
-            self.busy.store(true, Ordering::Release);
-            ticket
+        let mut core = self.lock();
+        if let Some(over) = &core.over {
+            return Err(over.error.clone());
+        }
+        let Some(ticket) = core.tickets.insert(entry) else {
+            let name = &request.name;
+            return Err(Error::argument(format!(
+                "'{name}' is already in flight on this rank; wait for it first, or use another name"
+            )));
         };
-        // A request that is refused at once ends before it counts as in flight.
-        match flight.outcome() {
+        core.tell(now, Event::Submit { ticket, request, urgent, deadline }, self.driver.port());
+        let outcome = flight.outcome();
+        self.release(core, now);
+        // A waiting caller drives, and hands over when it stops.
+        if !urgent {
+            self.driver.hand_over();
+        }
+        match outcome {
             Some(Err(error)) => Err(error),
-            _ => {
-                self.driver.submitted(urgent)?;
-                Ok(ticket)
-            }
+            _ => Ok(ticket),
         }
     }
 
     /// Tells the peers that submit `name` that this rank's call was refused.
-    pub(crate) fn refuse(&self, name: &str, reason: &str) {
+    pub(crate) fn refuse(self: &Arc<Self>, name: &str, reason: &str) {
         let now = self.driver.now();
         let mut core = self.lock();
-        let Core { coordinator, actions, wires, .. } = &mut *core;
-        coordinator.step(now, Event::SubmitFailed { name, reason }, actions);
-        wires.touch();
-        core.perform(now, self.driver.port());
+        core.tell(now, Event::SubmitFailed { name, reason }, self.driver.port());
+        self.release(core, now);
+        self.driver.hand_over();
     }
 
-    /// Somebody begins to wait for the operation.
+    /// Somebody begins to wait for the operation, and drives from here on.
     pub(crate) fn urge(&self, ticket: Ticket) {
         let now = self.driver.now();
-        let mut core = self.lock();
-        let Core { coordinator, actions, wires, .. } = &mut *core;
-        coordinator.step(now, Event::Urgent { ticket }, actions);
-        wires.touch();
+        self.lock().tell(now, Event::Urgent { ticket }, self.driver.port());
     }
 
     /// Gives an operation up. When this returns, its memory is not touched any more.
     ///
     /// Before the ranks agreed on it, the name is withdrawn; after that, the set is poisoned.
-    pub(crate) fn cancel(&self, ticket: Ticket) {
+    pub(crate) fn cancel(self: &Arc<Self>, ticket: Ticket) {
         let now = self.driver.now();
-        let ended = {
-            let mut core = self.lock();
-            core.cancel(ticket, now, self.driver.port());
-            core.tickets.take_ended()
-        };
-        self.driver.completed(ended);
+        let mut core = self.lock();
+        core.cancel(ticket, now, self.driver.port());
+        self.release(core, now);
+        self.driver.hand_over();
     }
 
     /// Advances the set unless another thread is doing so. Returns what it came to, and when to look again.
-    pub(crate) fn try_poll(&self, now: Duration) -> Option<(Step, Option<Duration>)> {
-        if !self.busy.load(Ordering::Acquire) {
-            return Some((Step::Pending, None));
-        }
+    pub(crate) fn try_poll(self: &Arc<Self>, now: Duration) -> Option<(Step, Option<Duration>)> {
         let mut core = match self.core.try_lock() {
             Ok(core) => core,
-            Err(TryLockError::Poisoned(core)) => core.into_inner(),
+            Err(TryLockError::Poisoned(poisoned)) => self.condemn(poisoned),
             Err(TryLockError::WouldBlock) => return None,
         };
-        let moved = core.poll(now, self.driver.port());
-        let ended = core.tickets.take_ended();
-        let wake_at = core.wires.tick_at();
-        if core.is_idle() {
-            self.busy.store(false, Ordering::Release);
+        if !core.active {
+            return Some((Step::Pending, None));
         }
-        drop(core);
-        self.driver.completed(ended);
-        let step = if moved || ended > 0 { Step::Progress } else { Step::Pending };
+        let moved = core.poll(now, self.driver.port());
+        let wake_at = core.wake_at(now, &self.team);
+        let ended = self.release(core, now);
+        let step = if moved || ended { Step::Progress } else { Step::Pending };
         Some((step, wake_at))
     }
 
-    /// Ends every operation in flight with `error`; the set takes no more.
-    pub(crate) fn shut(&self, error: &Error) {
-        let ended = {
-            let mut core = self.lock();
-            core.end_all(error);
-            core.tickets.take_ended()
-        };
-        self.driver.completed(ended);
+    /// Ends every operation in flight with `error`; the set takes no more, and lets go of everything shared.
+    pub(crate) fn shut(self: &Arc<Self>, error: &Error) {
+        let now = self.driver.now();
+        let mut core = self.lock();
+        core.end_all(error, now);
+        let parts = core.parts.take();
+        self.release(core, now);
+        let Some(mut parts) = parts else { return };
+        // What the other leaders have to know: a host whose leader agreed to an end and left would leave them waiting.
+        let begin = Instant::now();
+        while !parts.wires.is_flushed() && begin.elapsed() < LINGER && parts.flush_last().is_ok() {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Lets go of the core: accounts for what happened in there. Returns whether operations have ended.
+    fn release(self: &Arc<Self>, mut core: MutexGuard<'_, Core>, now: Duration) -> bool {
+        let (ended, spent) = core.tickets.take_ended();
+        let active = !core.is_idle(now);
+        // Under the core's lock, so that the driver's list and the flag change together.
+        if active != core.active {
+            core.active = active;
+            if active { self.driver.activate(self) } else { self.driver.retire(self) }
+        }
+        drop(core);
+        self.driver.ended(ended);
+        // Tensors whose handles are gone: dropping them is user code.
+        drop(spent);
+        ended > 0
     }
 }
 
 impl Core {
-    fn is_idle(&self) -> bool {
-        self.tickets.is_empty()
-            && self.running.is_none()
-            && self.batches.is_empty()
-            && self.wires.is_flushed()
-            && self.channel.is_flushed()
+    /// Whether no poll could do anything, for this rank or for others.
+    fn is_idle(&self, now: Duration) -> bool {
+        let Some(parts) = &self.parts else { return true };
+        match &self.over {
+            Some(over) => parts.wires.is_flushed() || now >= over.linger_until,
+            None => self.tickets.is_empty() && parts.is_idle(),
+        }
+    }
+
+    fn wake_at(&self, now: Duration, team: &Team) -> Option<Duration> {
+        let parts = self.parts.as_ref()?;
+        let remote = (!team.is_local()).then(|| now + REMOTE);
+        [parts.wires.tick_at(), remote].into_iter().flatten().min()
+    }
+
+    /// Tells the coordinator something that happened on this rank, and does what it asks for at once.
+    fn tell(&mut self, now: Duration, event: Event<'_>, port: &Port) {
+        let Some(parts) = self.parts.as_mut().filter(|_| self.over.is_none()) else { return };
+        parts.coordinator.step(now, event, &mut parts.actions);
+        parts.wires.touch();
+        self.perform(now, port);
     }
 
     /// One round of negotiation and one step of data. Returns whether anything moved.
     fn poll(&mut self, now: Duration, port: &Port) -> bool {
-        if self.over.is_some() {
+        let Some(parts) = &mut self.parts else { return false };
+        if let Some(over) = &mut self.over {
+            if parts.flush_last().is_err() {
+                over.linger_until = Duration::ZERO;
+            }
             return false;
         }
         let outcome = port.check().and_then(|()| {
@@ -208,47 +276,56 @@ impl Core {
             Ok(talked || moved)
         });
         let outcome = match outcome {
-            Ok(false) => self.heed_poison().map(|()| false),
+            Ok(false) => self.heed_others(now, port),
             other => other,
         };
         outcome.unwrap_or_else(|error| {
-            self.poison(&error, port);
+            self.poison(&error, now, port);
             true
         })
     }
 
     fn negotiate(&mut self, now: Duration, port: &Port) -> Result<bool> {
-        let Self { coordinator, wires, actions, .. } = self;
-        let moved = wires.round(now, coordinator, actions)?;
+        let Some(parts) = &mut self.parts else { return Ok(false) };
+        let Parts { coordinator, wires, actions, .. } = &mut **parts;
+        wires.pause(port.control.paused_until(), now, coordinator, actions);
+        let mut rang = false;
+        let moved = wires.round(now, coordinator, actions, &mut rang);
+        // Also after an error: what the coordinator said before it counts.
         self.perform(now, port);
-        if self.wires.flush(&mut self.coordinator)? {
+        if let Some(parts) = &mut self.parts {
+            rang |= parts.wires.flush(&mut parts.coordinator)?;
+        }
+        if rang {
             port.ring();
         }
-        Ok(moved)
+        moved
     }
 
     /// Does what the coordinator asked for.
     fn perform(&mut self, now: Duration, port: &Port) {
         let mut rang = false;
-        while !self.actions.is_empty() {
-            let mut actions = std::mem::take(&mut self.actions);
-            for action in actions.drain(..) {
-                let Self { coordinator, wires, actions, .. } = self;
+        while let Some(parts) = self.parts.as_mut().filter(|parts| !parts.actions.is_empty()) {
+            let mut todo = std::mem::take(&mut parts.actions);
+            for action in todo.drain(..) {
+                let Some(parts) = &mut self.parts else { return };
+                let Parts { coordinator, wires, actions, batches, .. } = &mut **parts;
                 match wires.act(now, action, coordinator, actions, &mut rang) {
                     None => {}
-                    Some(Action::Run(batch)) => self.batches.push_back(batch),
+                    Some(Action::Run(batch)) => batches.push_back(batch),
                     Some(Action::Fail { ticket, error }) => {
                         if let Some(entry) = self.tickets.remove(ticket) {
-                            self.tickets.end(&entry, Err(error));
+                            self.tickets.end(entry, Err(error));
                         }
                     }
-                    Some(Action::Poison(error)) => self.poison(&error, port),
+                    Some(Action::Poison(error)) => self.poison(&error, now, port),
                     Some(Action::Warn(text)) => event::tell_warning(&text),
                     Some(other) => unreachable!("the wires carry {other:?}"),
                 }
             }
-            if self.actions.is_empty() {
-                self.actions = actions;
+            // The buffer is used again.
+            if let Some(parts) = self.parts.as_mut().filter(|parts| parts.actions.is_empty()) {
+                parts.actions = todo;
             }
         }
         if rang {
@@ -258,14 +335,15 @@ impl Core {
 
     /// Moves the running batch on by a chunk, or begins the next.
     fn advance(&mut self, now: Duration) -> Result<bool> {
-        let Some(running) = &mut self.running else {
-            let Some(batch) = self.batches.pop_front() else { return Ok(false) };
+        let (Some(parts), None) = (&mut self.parts, &self.over) else { return Ok(false) };
+        let Some(running) = &mut parts.running else {
+            let Some(batch) = parts.batches.pop_front() else { return Ok(false) };
             self.begin(batch, now)?;
             return Ok(true);
         };
-        match self.channel.poll()? {
+        match parts.channel.poll()? {
             Step::Pending => {
-                running.check(now, &self.channel)?;
+                running.check(now, &parts.channel)?;
                 Ok(false)
             }
             Step::Progress => {
@@ -273,8 +351,8 @@ impl Core {
                 Ok(true)
             }
             Step::Ready(()) => {
-                for entry in self.running.take().into_iter().flat_map(|running| running.entries) {
-                    self.tickets.end(&entry, Ok(()));
+                for entry in parts.running.take().into_iter().flat_map(|running| running.entries) {
+                    self.tickets.end(entry, Ok(()));
                 }
                 Ok(true)
             }
@@ -282,12 +360,9 @@ impl Core {
     }
 
     fn begin(&mut self, batch: Batch, now: Duration) -> Result<()> {
-        let mut entries: Vec<Entry> = Vec::with_capacity(batch.items.len());
-        for item in &batch.items {
-            // A ticket that is gone was cancelled after the ranks had agreed: the set is over.
-            let gone = || Error::Poisoned("an operation was given up after the ranks had agreed to run it".into());
-            entries.push(self.tickets.remove(item.ticket).ok_or_else(gone)?);
-        }
+        let Some(parts) = &mut self.parts else { return Ok(()) };
+        let entries: Vec<Entry> = batch.items.iter().filter_map(|item| self.tickets.remove(item.ticket)).collect();
+        let gone = entries.len() < batch.items.len();
         let (op, root) = match batch.spec.kind {
             Kind::Allreduce { op } => (Some(op), 0),
             Kind::Broadcast { root } => (None, root as usize),
@@ -304,67 +379,123 @@ impl Core {
             postscale: batch.spec.postscale,
             pieces,
         };
-        self.running = Some(Running { entries, moved: now, warned: false });
-        self.coordinator.recycle_batch(batch);
-        self.channel.begin(operation)
+        // From here on the end of the set ends them.
+        parts.running = Some(Running { entries, moved: now, warned: false });
+        parts.coordinator.recycle_batch(batch);
+        if gone {
+            // A ticket that is gone was cancelled after the ranks had agreed.
+            return Err(Error::Poisoned("an operation was given up after the ranks had agreed to run it".into()));
+        }
+        parts.channel.begin(operation)
     }
 
     fn cancel(&mut self, ticket: Ticket, now: Duration, port: &Port) {
-        let Self { coordinator, wires, actions, .. } = self;
-        coordinator.step(now, Event::Withdraw { ticket }, actions);
-        wires.touch();
-        self.perform(now, port);
-        let agreed = self.batches.iter().any(|batch| batch.items.iter().any(|item| item.ticket == ticket));
-        match self.tickets.remove(ticket) {
-            Some(entry) => {
-                let name = Arc::clone(entry.flight.name());
-                if agreed {
-                    self.poison(&too_late(&name), port);
-                }
-                self.tickets.end(&entry, Err(Error::Cancelled(name)));
-            }
-            // Not waiting for its turn and not over: it is in the channel.
-            None => {
-                if let Some(running) = &self.running
-                    && let Some(entry) = running.entries.iter().find(|entry| entry.ticket == ticket)
-                {
-                    let error = too_late(entry.flight.name());
-                    self.poison(&error, port);
-                }
+        self.tell(now, Event::Withdraw { ticket }, port);
+        let Some(parts) = &mut self.parts else { return };
+        let waits = parts.batches.iter().any(|batch| batch.items.iter().any(|item| item.ticket == ticket));
+        let runs = parts.running.iter().flat_map(|running| &running.entries).find(|entry| entry.ticket == ticket);
+        if let Some(entry) = runs {
+            let error = too_late(entry.flight.name());
+            self.poison(&error, now, port);
+        } else if let Some(entry) = self.tickets.remove(ticket) {
+            let name = Arc::clone(entry.flight.name());
+            self.tickets.end(entry, Err(Error::Cancelled(Arc::clone(&name))));
+            if waits {
+                self.poison(&too_late(&name), now, port);
             }
         }
     }
 
-    /// Ends the set on this rank if a peer has poisoned it.
-    fn heed_poison(&self) -> Result<()> {
-        let Some(member) = self.channel.arena().poisoned() else { return Ok(()) };
-        let rank = self.channel.global(member);
-        Err(Error::Poisoned(
-            format!("rank {rank} gave up an operation of this set; make a new process set, or end the job").into(),
-        ))
+    /// Ends the set on this rank if the others cannot go on. Asked when nothing moves.
+    fn heed_others(&mut self, now: Duration, port: &Port) -> Result<bool> {
+        let Some(parts) = &mut self.parts else { return Ok(false) };
+        let poisoned = parts.culprit();
+        if poisoned.is_none() && now < parts.look_at {
+            return Ok(false);
+        }
+        parts.look_at = now + LOOK;
+        let what = parts.waits_for();
+        if !parts.heard_poison {
+            let gone = what.as_ref().is_some_and(|(_, ranks)| ranks.iter().any(|&rank| is_gone(port, rank)));
+            parts.heard_poison = poisoned.is_some() || gone;
+            // Whatever they had said before is there by now: an error of the log says more than their silence.
+            return Ok(parts.heard_poison);
+        }
+        if let Some((what, ranks)) = what {
+            port.expect(&what, &ranks)?;
+        }
+        let Some(rank) = poisoned else {
+            parts.heard_poison = false;
+            return Ok(false);
+        };
+        let text = format!("rank {rank} gave up an operation of this set; make a new process set, or end the job");
+        Err(Error::Poisoned(text.into()))
     }
 
     /// Ends the set, here and on the peers: no memory of any operation is touched any more.
-    fn poison(&mut self, error: &Error, port: &Port) {
+    fn poison(&mut self, error: &Error, now: Duration, port: &Port) {
         if self.over.is_some() {
             return;
         }
-        if !matches!(error, Error::Failed(_)) {
-            self.channel.arena().poison();
+        if let Some(parts) = self.parts.as_mut().filter(|_| !matches!(error, Error::Failed(_))) {
+            let team = parts.channel.team();
+            let rank = parts.culprit().unwrap_or_else(|| team.global(team.rank()));
+            // All operations: the set has no others to finish.
+            parts.channel.arena().poison(1, rank);
+            parts.wires.say_farewell(rank);
             port.ring();
         }
-        self.end_all(error);
+        self.end_all(error, now);
     }
 
-    fn end_all(&mut self, error: &Error) {
-        self.over.get_or_insert_with(|| error.clone());
-        self.channel.poison(error.clone());
-        self.batches.clear();
-        let running = self.running.take().into_iter().flat_map(|running| running.entries);
-        for entry in self.tickets.drain().into_iter().chain(running) {
-            self.tickets.end(&entry, Err(error.clone()));
+    fn end_all(&mut self, error: &Error, now: Duration) {
+        self.over.get_or_insert_with(|| Over { error: error.clone(), linger_until: now + LINGER });
+        let mut running = None;
+        if let Some(parts) = &mut self.parts {
+            // First: the flights' owners may touch the memory as soon as they see that the flights are over.
+            parts.channel.poison(error.clone());
+            parts.batches.clear();
+            running = parts.running.take();
+        }
+        for entry in self.tickets.drain().into_iter().chain(running.into_iter().flat_map(|running| running.entries)) {
+            self.tickets.end(entry, Err(error.clone()));
         }
     }
+}
+
+impl Parts {
+    fn is_idle(&self) -> bool {
+        self.running.is_none()
+            && self.batches.is_empty()
+            && self.coordinator.is_quiet()
+            && self.wires.is_flushed()
+            && self.channel.is_flushed()
+    }
+
+    /// The global rank because of which another member or host has given up.
+    fn culprit(&self) -> Option<u32> {
+        self.channel.arena().poisoned(u64::MAX).or_else(|| self.wires.farewell())
+    }
+
+    /// What the set waits for, and the global ranks without which it cannot go on.
+    fn waits_for(&self) -> Option<(String, Vec<u32>)> {
+        if let Some(running) = &self.running {
+            return Some((running.describe(), self.channel.missing()));
+        }
+        // No operation can end without all ranks of the set.
+        let pending = self.coordinator.pending() > 0;
+        pending.then(|| ("the tensors in flight".to_owned(), self.channel.team().globals().to_vec()))
+    }
+
+    /// Sends what waits to be sent, when nothing else is done any more.
+    fn flush_last(&mut self) -> Result<()> {
+        self.wires.ignore_leaders()?;
+        self.wires.flush(&mut self.coordinator).map(|_| ())
+    }
+}
+
+fn is_gone(port: &Port, rank: u32) -> bool {
+    (port.absence)(rank).is_some_and(|absence| absence.is_final())
 }
 
 fn too_late(name: &str) -> Error {
@@ -382,10 +513,7 @@ impl Running {
         if waited < port.warning.min(port.deadline) || port.is_paused() {
             return Ok(());
         }
-        let names: Vec<&str> = self.entries.iter().take(4).map(|entry| &**entry.flight.name()).collect();
-        let more = self.entries.len().saturating_sub(names.len());
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let what = format!("reducing '{}'{more}", names.join("', '"));
+        let what = self.describe();
         let missing = port.blame(&channel.missing());
         if waited >= port.deadline {
             return Err(Error::Timeout { what: what.into(), waited, missing: missing.into() });
@@ -395,5 +523,12 @@ impl Running {
             event::tell_warning(&format!("{what}: nothing moved for {waited:.0?}; {missing}"));
         }
         Ok(())
+    }
+
+    fn describe(&self) -> String {
+        let names: Vec<&str> = self.entries.iter().take(4).map(|entry| &**entry.flight.name()).collect();
+        let more = self.entries.len().saturating_sub(names.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("reducing '{}'{more}", names.join("', '"))
     }
 }

@@ -1,11 +1,12 @@
 //! The operations in flight of one set, by ticket.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
 use super::flight::Flight;
 use crate::coordinator::Ticket;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::Piece;
 
 /// One operation in flight: its shared state, its memory, and what keeps that memory alive.
@@ -24,12 +25,26 @@ impl fmt::Debug for Entry {
     }
 }
 
+/// However an entry ends, its flight does: nobody waits for what does not exist any more.
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if !self.flight.is_over() {
+            let error = "kolo lost this operation; that is a bug, please report it";
+            self.flight.finish(Err(Error::Poisoned(error.into())));
+        }
+    }
+}
+
 /// A slab: a ticket is a place (low half) and how often it was used (high half), so an old ticket finds nothing.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Tickets {
     places: Vec<Place>,
     free: Vec<u32>,
+    /// The names of the operations that have not ended. The coordinator knows them only until the ranks have agreed.
+    names: HashSet<Arc<str>>,
     ended: usize,
+    /// What kept the memory of ended operations alive: dropped outside the set's lock, for that is user code.
+    spent: Vec<Arc<dyn Send + Sync>>,
 }
 
 #[derive(Debug, Default)]
@@ -39,7 +54,11 @@ struct Place {
 }
 
 impl Tickets {
-    pub(super) fn insert(&mut self, mut entry: Entry) -> Ticket {
+    /// Takes an operation in, unless one of the same name has not ended.
+    pub(super) fn insert(&mut self, mut entry: Entry) -> Option<Ticket> {
+        if !self.names.insert(Arc::clone(entry.flight.name())) {
+            return None;
+        }
         let index = self.free.pop().unwrap_or_else(|| {
             self.places.push(Place::default());
             (self.places.len() - 1) as u32
@@ -47,7 +66,7 @@ impl Tickets {
         let place = &mut self.places[index as usize];
         place.uses = place.uses.wrapping_add(1);
         entry.ticket = Ticket(u64::from(place.uses) << 32 | u64::from(index));
-        place.entry.insert(entry).ticket
+        Some(place.entry.insert(entry).ticket)
     }
 
     pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
@@ -69,15 +88,17 @@ impl Tickets {
         places.iter_mut().enumerate().filter_map(take).collect()
     }
 
-    /// Ends an operation that was taken out.
-    pub(super) fn end(&mut self, entry: &Entry, result: Result<()>) {
+    /// Ends an operation that was taken out. Nothing touches its memory any more.
+    pub(super) fn end(&mut self, mut entry: Entry, result: Result<()>) {
+        self.names.remove(entry.flight.name());
         entry.flight.finish(result);
         self.ended += 1;
+        self.spent.extend(entry.hold.take());
     }
 
-    /// How many operations have ended since this was last asked.
-    pub(super) fn take_ended(&mut self) -> usize {
-        std::mem::take(&mut self.ended)
+    /// How many operations have ended since this was last asked, and what is to be dropped for them.
+    pub(super) fn take_ended(&mut self) -> (usize, Vec<Arc<dyn Send + Sync>>) {
+        (std::mem::take(&mut self.ended), std::mem::take(&mut self.spent))
     }
 
     pub(super) fn is_empty(&self) -> bool {

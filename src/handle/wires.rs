@@ -2,6 +2,9 @@
 //!
 //! What the coordinator asks of this file is listed in `coordinator/README.md`, section 11: above all, a round reads the
 //! log until it is empty, then the rings, then the words, and then says `Tick`.
+//!
+//! Between leaders travel the coordinator's messages, which never begin with a zero byte, and farewells, which do: a
+//! zero and the global rank that gave up. A farewell follows whatever its sender's coordinator had to say.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,8 +12,14 @@ use std::time::Duration;
 use crate::coordinator::{Action, Coordinator, Event};
 use crate::engine::Team;
 use crate::error::Result;
+use crate::os::time;
 use crate::transport::Link;
 use crate::transport::shm::{Arena, Install, Log, RequestReader, RequestWriter};
+
+/// Frames of so many bytes read in one round may have been a full ring, whose writer sleeps until there is room.
+const NEWS: usize = 16 << 10;
+/// How a farewell begins.
+const FAREWELL: u8 = 0;
 
 /// The coordinator's view of the outside.
 pub(super) struct Wires {
@@ -19,8 +28,6 @@ pub(super) struct Wires {
     writer: RequestWriter,
     /// The rings of the other members.
     readers: Vec<(usize, RequestReader)>,
-    /// Own frames that are in the ring: the coordinator hears them in their turn like everyone's.
-    echoes: VecDeque<Vec<u8>>,
     me: usize,
     /// The version of each member's ready words when they were last read, and the words.
     versions: Vec<u64>,
@@ -30,6 +37,8 @@ pub(super) struct Wires {
     /// Frames that wait for room in the ring.
     frames: VecDeque<Vec<u8>>,
     leaders: Option<Leaders>,
+    /// Until when `kolo.pause` asked for patience, as the coordinator was last told, in the control area's clock.
+    paused_until: Duration,
     bytes: Vec<u8>,
     /// Something happened since the last `Tick`.
     dirty: bool,
@@ -42,7 +51,10 @@ struct Leaders {
     /// The leader of each host, as a set rank; this rank is that of `host`.
     ranks: Vec<usize>,
     host: usize,
-    outgoing: VecDeque<(usize, Vec<u8>)>,
+    /// Messages to each host: one that takes nothing holds up no other.
+    outgoing: Vec<VecDeque<Vec<u8>>>,
+    /// Who gave up, if another host's leader said so.
+    farewell: Option<u32>,
 }
 
 impl std::fmt::Debug for Wires {
@@ -59,7 +71,8 @@ impl Wires {
             link,
             ranks: team.hosts().iter().map(|members| members[0]).collect(),
             host: team.host(),
-            outgoing: VecDeque::new(),
+            outgoing: team.hosts().iter().map(|_| VecDeque::new()).collect(),
+            farewell: None,
         });
         Self {
             arena: arena.clone(),
@@ -69,13 +82,13 @@ impl Wires {
                 .filter(|&member| member != team.member())
                 .map(|member| (member, arena.request_reader(member)))
                 .collect(),
-            echoes: VecDeque::new(),
             me: team.member(),
             versions: vec![0; members],
             words: vec![Vec::new(); members],
             position: 0,
             frames: VecDeque::new(),
             leaders,
+            paused_until: Duration::ZERO,
             bytes: Vec::new(),
             dirty: false,
             tick_at: None,
@@ -94,18 +107,19 @@ impl Wires {
 
     /// Whether nothing waits to be handed to a peer.
     pub(super) fn is_flushed(&self) -> bool {
-        let sent = |leaders: &Leaders| leaders.outgoing.is_empty() && leaders.link.idle();
+        let sent = |leaders: &Leaders| leaders.outgoing.iter().all(VecDeque::is_empty) && leaders.link.idle();
         self.frames.is_empty() && self.leaders.as_ref().is_none_or(sent)
     }
 
     /// One round: everything that can be read, then `Tick` if there was anything or it is time.
     ///
-    /// Returns whether there was. The actions are appended to `actions`.
+    /// Returns whether there was. The actions are appended to `actions`; `rang` is set if peers must be woken.
     pub(super) fn round(
         &mut self,
         now: Duration,
         coordinator: &mut Coordinator,
         actions: &mut Vec<Action>,
+        rang: &mut bool,
     ) -> Result<bool> {
         self.dirty |= self.hear(now, coordinator, actions)?;
         while self.log.read(self.position, &mut self.bytes) {
@@ -115,17 +129,18 @@ impl Wires {
         }
         if coordinator.watches_peers() {
             for (member, reader) in &mut self.readers {
-                let member = *member;
-                while reader.try_read(|bytes| coordinator.step(now, Event::PeerRequest { member, bytes }, actions)) {
-                    self.dirty = true;
-                }
-            }
-            while let Some(bytes) = self.echoes.pop_front() {
-                coordinator.step(now, Event::PeerRequest { member: self.me, bytes: &bytes }, actions);
-                coordinator.recycle_bytes(bytes);
+                let (member, mut read) = (*member, 0);
+                while reader.try_read(|bytes| {
+                    read += bytes.len();
+                    coordinator.step(now, Event::PeerRequest { member, bytes }, actions);
+                }) {}
+                self.dirty |= read > 0;
+                *rang |= read >= NEWS;
             }
             for member in 0..self.versions.len() {
-                self.dirty |= self.read_words(member, now, coordinator, actions);
+                if member != self.me {
+                    self.dirty |= self.read_words(member, now, coordinator, actions);
+                }
             }
         }
         let due = self.tick_at.is_some_and(|at| at <= now);
@@ -133,9 +148,28 @@ impl Wires {
             return Ok(false);
         }
         let moved = std::mem::take(&mut self.dirty);
-        self.tick_at = None;
+        // A tick that comes early leaves the coordinator's wish as it is: it is not told again.
+        if due {
+            self.tick_at = None;
+        }
         coordinator.step(now, Event::Tick, actions);
         Ok(moved)
+    }
+
+    /// Tells the coordinator if somebody asked for patience since the last round. `until` is a time of the clock of
+    /// `kolo.pause`.
+    pub(super) fn pause(
+        &mut self,
+        until: Duration,
+        now: Duration,
+        coordinator: &mut Coordinator,
+        actions: &mut Vec<Action>,
+    ) {
+        if until > self.paused_until {
+            self.paused_until = until;
+            let until = now.saturating_add(until.saturating_sub(time::monotonic()));
+            coordinator.step(now, Event::Pause { until }, actions);
+        }
     }
 
     fn read_words(
@@ -146,12 +180,14 @@ impl Wires {
         actions: &mut Vec<Action>,
     ) -> bool {
         let version = self.arena.ready_words().version(member);
-        if version == self.versions[member] {
+        let seen = &mut self.words[member];
+        // A member that is ahead may have set bits of a word that this rank did not know to be in use.
+        let in_use = coordinator.words_in_use().max(seen.len());
+        if version == self.versions[member] && in_use == seen.len() {
             return false;
         }
         self.versions[member] = version;
-        let seen = &mut self.words[member];
-        seen.resize(coordinator.words_in_use().max(seen.len()), 0);
+        seen.resize(in_use, 0);
         for (word, seen) in seen.iter_mut().enumerate() {
             let bits = self.arena.ready_words().word(member, word);
             if bits != *seen {
@@ -170,7 +206,11 @@ impl Wires {
             if host == leaders.host {
                 continue;
             }
-            let mut take = |bytes: &[u8]| coordinator.step(now, Event::HostMessage { host, bytes }, actions);
+            let farewell = &mut leaders.farewell;
+            let mut take = |bytes: &[u8]| match bytes.split_first() {
+                Some((&FAREWELL, rank)) => *farewell = Some(rank.try_into().map_or(0, u32::from_le_bytes)),
+                _ => coordinator.step(now, Event::HostMessage { host, bytes }, actions),
+            };
             while leaders.link.try_recv(rank, &mut take)? {
                 heard = true;
             }
@@ -192,7 +232,7 @@ impl Wires {
         match action {
             Action::PublishRequest(frame) => {
                 self.frames.push_back(frame);
-                *rang |= self.publish_frames();
+                *rang |= self.publish_frames(coordinator);
             }
             Action::SetBits { word, bits } => {
                 self.arena.ready_words().set(word, bits);
@@ -211,7 +251,7 @@ impl Wires {
             Action::Executed(index) => self.log.set_executed(index),
             Action::SendHost { host, bytes } => {
                 if let Some(leaders) = &mut self.leaders {
-                    leaders.outgoing.push_back((host, bytes));
+                    leaders.outgoing[host].push_back(bytes);
                 }
             }
             Action::WakeAt(at) => self.tick_at = Some(at),
@@ -222,25 +262,57 @@ impl Wires {
 
     /// Hands on what had to wait for room. Returns whether peers must be woken.
     pub(super) fn flush(&mut self, coordinator: &mut Coordinator) -> Result<bool> {
-        let rang = self.publish_frames();
+        let rang = self.publish_frames(coordinator);
         if let Some(leaders) = &mut self.leaders {
             leaders.link.progress()?;
-            while let Some((host, bytes)) = leaders.outgoing.front() {
-                if !leaders.link.try_send(leaders.ranks[*host], bytes)? {
-                    break;
-                }
-                if let Some((_, bytes)) = leaders.outgoing.pop_front() {
-                    coordinator.recycle_bytes(bytes);
+            for (host, outgoing) in leaders.outgoing.iter_mut().enumerate() {
+                while let Some(bytes) = outgoing.front() {
+                    if !leaders.link.try_send(leaders.ranks[host], bytes)? {
+                        break;
+                    }
+                    if let Some(bytes) = outgoing.pop_front() {
+                        coordinator.recycle_bytes(bytes);
+                    }
                 }
             }
         }
         Ok(rang)
     }
 
-    fn publish_frames(&mut self) -> bool {
+    /// Tells the other hosts that `rank` gave up, unless it is from one of them that this host knows.
+    pub(super) fn say_farewell(&mut self, rank: u32) {
+        let Some(leaders) = &mut self.leaders else { return };
+        if leaders.farewell.is_some() {
+            return;
+        }
+        let message = [&[FAREWELL][..], &rank.to_le_bytes()].concat();
+        for (host, outgoing) in leaders.outgoing.iter_mut().enumerate() {
+            if host != leaders.host {
+                outgoing.push_back(message.clone());
+            }
+        }
+    }
+
+    /// The global rank that gave up, if another host said so.
+    pub(super) fn farewell(&self) -> Option<u32> {
+        self.leaders.as_ref().and_then(|leaders| leaders.farewell)
+    }
+
+    /// After the end of the set: what the other leaders still send is dropped, so that they get rid of it.
+    pub(super) fn ignore_leaders(&mut self) -> Result<()> {
+        let Some(leaders) = &mut self.leaders else { return Ok(()) };
+        for (host, &rank) in leaders.ranks.iter().enumerate() {
+            while host != leaders.host && leaders.link.try_recv(rank, &mut |_| ())? {}
+        }
+        Ok(())
+    }
+
+    fn publish_frames(&mut self, coordinator: &mut Coordinator) -> bool {
         let mut published = false;
         while self.frames.front().is_some_and(|frame| self.writer.try_write(frame)) {
-            self.echoes.extend(self.frames.pop_front());
+            if let Some(frame) = self.frames.pop_front() {
+                coordinator.recycle_bytes(frame);
+            }
             published = true;
             self.dirty = true;
         }

@@ -39,6 +39,17 @@ fn env(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
+/// Seeds that once found a bug, each with the rule that it broke.
+const MUSEUM: [(u64, &str); 1] = [(7090, "a withdrawal that a failure has made moot must not confirm the next one")];
+
+#[test]
+fn seeds_that_found_bugs() {
+    for (seed, rule) in MUSEUM {
+        eprintln!("KOLO_SEED={seed}: {rule}");
+        World::new(seed).run();
+    }
+}
+
 #[test]
 fn random_programs_on_weak_memory() {
     if let Some(seed) = env("KOLO_SEED") {

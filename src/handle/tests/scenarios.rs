@@ -1,0 +1,1 @@
+//! Scenarios of README.md, one by one.
