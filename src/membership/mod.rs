@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::error::{Error, Failure, Result};
 use crate::event::{self, Event, Sink};
+use crate::os::process::{self, State};
 use crate::os::time;
 use crate::tensor::Reserve;
 use crate::topology::Topology;
@@ -179,13 +180,13 @@ impl Core {
         first
     }
 
-    /// Tells the user and the other hosts of the failure, and takes on the duty to end the job.
+    /// Sees to it that the user and the other hosts hear of the failure, and takes on the duty to end the job.
     fn tell(self: &Arc<Self>, failure: &Failure) {
         self.winner.store(true, Ordering::Release);
-        if self.world.tells() {
-            event::tell_error(&failure.to_string());
-        }
         self.forward();
+        if !self.leader_tells() {
+            self.tell_user(failure);
+        }
         self.nudge.look();
         if !self.watched && self.world.has_processes() {
             // A job of one process: nobody watches, and the program may ignore what it was told.
@@ -197,9 +198,37 @@ impl Core {
         }
     }
 
+    /// Tells the other hosts of a host that is gone, and takes on the duty to end the job.
+    fn take_duty(&self, failure: &Failure) {
+        self.winner.store(true, Ordering::Release);
+        if let Some(links) = &self.links {
+            links.abort(failure);
+        }
+    }
+
+    /// Whether a failure is one of this host, and not one that another host told of.
+    fn is_own(&self, failure: &Failure) -> bool {
+        self.topology.host().ranks.contains(&(failure.rank as usize))
+    }
+
+    fn tell_user(&self, failure: &Failure) {
+        if self.world.tells() {
+            event::tell_error(&failure.to_string());
+        }
+    }
+
+    /// Whether this host's leader tells the user. It hears from the other hosts, which may have failed at the same time;
+    /// one host tells.
+    fn leader_tells(&self) -> bool {
+        let leader = self.topology.host().ranks[0];
+        let runs = || matches!(process::state(self.topology.place(leader).pid), State::Running | State::Sleeping);
+        self.topology.hosts().len() > 1 && self.control.state(0) == MemberState::Joined && runs()
+    }
+
     /// Tells the other hosts of the failure, once, if this rank leads its host.
     fn forward(&self) {
         if let (Some(links), Some(failure)) = (&self.links, self.control.failure())
+            && self.is_own(&failure)
             && !self.forwarded.swap(true, Ordering::AcqRel)
         {
             links.abort(&failure);
@@ -241,6 +270,14 @@ impl Core {
         }
         self.await_witnesses();
         self.world.abort();
+    }
+
+    /// Lets the rank that failed be heard: some launchers end all processes as soon as the first one exits.
+    fn linger(&self) {
+        if self.world.has_processes() && !self.winner.load(Ordering::Acquire) {
+            let listens = if self.topology.hosts().len() > 1 { watch::LISTEN } else { Duration::ZERO };
+            thread::sleep(listens + Duration::from_millis(50));
+        }
     }
 
     /// Waits until the others of this host are gone, for as long as the grace lasts. Other hosts get all of it.
@@ -369,6 +406,8 @@ impl Drop for Job {
         self.core.end_if_winner();
         if self.core.check().is_ok() {
             self.core.sink.event(&Event::Left { rank: self.core.rank() as u32 });
+        } else {
+            self.core.linger();
         }
         self.core.control.leave();
         drop(parts);

@@ -62,6 +62,8 @@ const REASON: Duration = Duration::from_millis(100);
 const HOST_GONE: Duration = Duration::from_millis(1500);
 /// How much later each further leader tells.
 const NEXT_LEADER: Duration = Duration::from_millis(100);
+/// How long a host listens, after a failure of its own, for hosts before it that failed at the same time and tell.
+pub(super) const LISTEN: Duration = Duration::from_millis(100);
 /// How often hosts are asked while somebody waits for them.
 const HEARTBEAT: Duration = Duration::from_millis(100);
 
@@ -196,6 +198,17 @@ impl Peer {
     }
 }
 
+/// What a leader has told the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Telling {
+    /// There was nothing to tell.
+    Nothing,
+    /// It tells then, unless a host before it does.
+    At(Instant),
+    /// It has told, or leaves it to another.
+    Done,
+}
+
 /// A host that is gone without a reason. This host's ranks learn of it soon; the user, if nobody else tells.
 #[derive(Debug)]
 struct Lost {
@@ -215,6 +228,8 @@ struct Watch {
     force_at: Option<Instant>,
     /// Until when this host is known to be patient by the others.
     paused_until: Duration,
+    /// Where the telling of a failure of this host stands.
+    telling: Telling,
     /// The first host that was lost.
     lost: Option<Lost>,
 }
@@ -233,7 +248,16 @@ impl Watch {
             let fd = PidFd::open_identity(&process).unwrap_or(None);
             peers.push(Peer { local, process, fd });
         }
-        Ok(Self { core, stop, doorway, peers, force_at: None, paused_until: Duration::ZERO, lost: None })
+        Ok(Self {
+            core,
+            stop,
+            doorway,
+            peers,
+            force_at: None,
+            paused_until: Duration::ZERO,
+            telling: Telling::Nothing,
+            lost: None,
+        })
     }
 
     fn run(&mut self) {
@@ -250,6 +274,14 @@ impl Watch {
             && !self.core.control.aborted()
         {
             links.bye();
+        }
+        // The rank ends; what is to be told must be told.
+        self.look_at_telling();
+        while let Telling::At(_) = self.telling {
+            let heard = self.sleep();
+            self.drain();
+            self.listen(heard);
+            self.look_at_telling();
         }
         // The ranks of this host end because of a host that is gone, and nobody has told why yet.
         while let Some(lost) = self.lost.as_ref().filter(|lost| lost.failed) {
@@ -288,7 +320,8 @@ impl Watch {
         let force = self.force_at.map(until);
         let lost = self.lost.as_ref().map(|lost| until(if lost.failed { lost.tell_at } else { lost.fail_at }));
         let heartbeat = (self.core.links.is_some() && self.core.roster.hosts.awaited()).then_some(HEARTBEAT);
-        [blind, force, lost, heartbeat].into_iter().flatten().min()
+        let telling = if let Telling::At(at) = self.telling { Some(until(at)) } else { None };
+        [blind, force, lost, heartbeat, telling].into_iter().flatten().min()
     }
 
     /// Passes on what other ranks of this host ask for.
@@ -324,9 +357,12 @@ impl Watch {
         let name = |host: usize| &core.topology.hosts()[host].name;
         match event {
             LinkEvent::Rang { .. } => core.control.bells().ring_all(),
-            LinkEvent::Aborted { failure, .. } => {
+            LinkEvent::Aborted { host, failure } => {
                 core.fail_elsewhere(&failure);
                 self.lost = None;
+                if host < core.topology.host_index() {
+                    self.telling = Telling::Done;
+                }
             }
             LinkEvent::Paused { duration, .. } => {
                 core.control.pause_until(time::monotonic().saturating_add(duration));
@@ -396,10 +432,33 @@ impl Watch {
         self.look_at_pause();
         if self.core.control.aborted() {
             self.core.forward();
-            self.core.end_if_winner();
+            self.look_at_telling();
+            if !matches!(self.telling, Telling::At(_)) {
+                self.core.end_if_winner();
+            }
             if self.force_at.take_if(|at| *at <= Instant::now()).is_some() {
                 self.core.end_by_force();
             }
+        }
+    }
+
+    /// Tells of a failure of this host, if this rank leads it and there are others.
+    fn look_at_telling(&mut self) {
+        let now = Instant::now();
+        if self.core.links.is_none() || self.telling == Telling::Done {
+            return;
+        }
+        let Some(failure) = self.core.control.failure().filter(|failure| self.core.is_own(failure)) else { return };
+        let before = self.core.topology.host_index() > 0;
+        let at = match self.telling {
+            Telling::At(at) => at,
+            _ if before => now + LISTEN,
+            _ => now,
+        };
+        self.telling = Telling::At(at);
+        if at <= now {
+            self.telling = Telling::Done;
+            self.core.tell_user(&failure);
         }
     }
 
@@ -415,7 +474,8 @@ impl Watch {
             lost.failed = true;
         }
         if let Some(lost) = self.lost.take_if(|lost| lost.failed && lost.tell_at <= now) {
-            self.core.tell(&lost.failure);
+            self.core.tell_user(&lost.failure);
+            self.core.take_duty(&lost.failure);
         }
     }
 
