@@ -122,6 +122,6 @@ impl fmt::Display for Mismatch {
         for (rank, view) in &self.views {
             writeln!(f, "  rank {rank}: {view}")?;
         }
-        write!(f, "make every rank pass the same; nothing was reduced and the job can go on")
+        write!(f, "make every rank pass the same; nothing was changed and the job can go on")
     }
 }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io::Write as _;
-use std::time::Duration;
 
 use crate::error::Failure;
 
@@ -15,8 +14,6 @@ pub(crate) enum Event {
     Left { rank: u32 },
     /// The job failed.
     Failed(Failure),
-    /// A wait takes long; the text names what is missing.
-    Stalled { what: String, waited: Duration },
 }
 
 /// Takes events. It must be quick and must not call back into the job.

@@ -1,4 +1,5 @@
 //! An application that initialises MPI itself lends kolo a communicator.
+#![cfg(feature = "mpi")]
 #![allow(unsafe_code, reason = "a raw handle of MPI")]
 
 #[macro_use]

@@ -1,4 +1,5 @@
 //! A forked child is not the rank: whatever it does with its copy of a `Kolo`, the job goes on.
+#![cfg(feature = "mpi")]
 #![allow(unsafe_code, reason = "fork is a foreign function")]
 
 #[macro_use]

@@ -120,6 +120,17 @@ mpi_test!(mpi_ranks_equal_one_process_after_every_step, np = [2, 3, 4], |kolo| {
     equals_one_process(kolo)?;
 });
 
+// Several hosts keep the order of ranks only where they are asked to.
+mpi_test!(
+    hosts_equal_one_process_when_deterministic,
+    np = [2, 3],
+    hosts = ["2,2", "3,1"],
+    env = [("KOLO_DETERMINISTIC", "1")],
+    |kolo| {
+        equals_one_process(kolo)?;
+    }
+);
+
 /// Keeps gradients, and the order in which they came.
 #[derive(Default)]
 struct Kept {

@@ -17,6 +17,8 @@ const ROUND_SECONDS: f64 = 0.1;
 const BATCHED_BYTES: u64 = 16 << 10;
 /// Operations of a batch.
 const BATCH: usize = 100;
+/// Operations that take longer than this on any contender are timed one by one: the clock does not disturb them.
+const BATCHED_SECONDS: f64 = 0.001;
 
 /// How many back-to-back operations make one timed sample.
 pub(crate) fn batch_for(bytes: u64) -> usize {
@@ -61,12 +63,21 @@ pub(crate) fn measure<W: Work>(
     batch: usize,
 ) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::new();
-    let mut samples = Vec::new();
+    let mut slowest = 0.0f64;
     for contender in contenders.iter_mut() {
         let work = &mut works[contender.work];
         let wrong = validate(ranks, work, contender)?;
-        samples.push(samples_for(warm_up(ranks, work, contender, batch)?));
+        let mut time = [sample(ranks, work, contender, 1)?];
+        ranks.maximum(&mut time)?;
+        slowest = slowest.max(time[0]);
         outcomes.push(Outcome { times: Times::default(), wrong, batch });
+    }
+    // The same method for all contenders: the slowest decides.
+    let batch = if slowest > BATCHED_SECONDS { 1 } else { batch };
+    let mut samples = Vec::new();
+    for (contender, outcome) in contenders.iter_mut().zip(&mut outcomes) {
+        samples.push(samples_for(warm_up(ranks, &mut works[contender.work], contender, batch)?));
+        outcome.batch = batch;
     }
     for _ in 0..rounds {
         for ((contender, outcome), samples) in contenders.iter_mut().zip(&mut outcomes).zip(&samples) {
@@ -179,8 +190,8 @@ mod tests {
         }
     }
 
-    /// Ranks of which another one is always slower: every sample takes 60 ms.
-    struct Slow(Log);
+    /// Ranks of which another one is always slower: every sample takes it so many seconds.
+    struct Slow(Log, f64);
 
     impl Ranks for Slow {
         fn barrier(&mut self) -> Result<()> {
@@ -188,7 +199,7 @@ mod tests {
             Ok(())
         }
         fn maximum(&mut self, values: &mut [f64]) -> Result<()> {
-            values.fill(0.06);
+            values.fill(self.1);
             Ok(())
         }
         fn total(&mut self, count: u64) -> Result<u64> {
@@ -196,7 +207,7 @@ mod tests {
         }
     }
 
-    fn log_of(batch: usize) -> (String, Vec<Outcome>) {
+    fn log_of(batch: usize, seconds: f64) -> (String, Vec<Outcome>) {
         let log = Log::default();
         let contender = |name: char| {
             let log = Rc::clone(&log);
@@ -210,16 +221,20 @@ mod tests {
         };
         let mut contenders = [contender('A'), contender('B')];
         let mut works = [Logged(Rc::clone(&log))];
-        let outcomes = measure(&mut Slow(Rc::clone(&log)), &mut works, &mut contenders, 2, batch).unwrap();
+        let outcomes = measure(&mut Slow(Rc::clone(&log), seconds), &mut works, &mut contenders, 2, batch).unwrap();
         (log.take(), outcomes)
     }
 
     #[test]
     fn contenders_take_turns_and_wrong_values_are_counted_over_ranks() {
-        let (log, outcomes) = log_of(1);
-        let warm = |name: &str| format!("rp{name}{}", format!("r|{name}").repeat(2));
+        let (log, outcomes) = log_of(1, 0.06);
+        let pilot = |name: &str| format!("rp{name}r|{name}");
+        let warm = |name: &str| format!("r|{name}").repeat(2);
         let round = |name: &str| format!("{}rp{name}", format!("r|{name}").repeat(3));
-        assert_eq!(log, [warm("A"), warm("B"), round("A"), round("B"), round("A"), round("B")].concat());
+        assert_eq!(
+            log,
+            [pilot("A"), pilot("B"), warm("A"), warm("B"), round("A"), round("B"), round("A"), round("B")].concat()
+        );
         assert_eq!(outcomes.len(), 2);
         for outcome in outcomes {
             assert_eq!(outcome.times.rounds, [[0.06; 3]; 2], "the slowest rank's time counts");
@@ -230,10 +245,17 @@ mod tests {
 
     #[test]
     fn batches_touch_before_each_operation_and_are_checked_by_one_more() {
-        let (log, outcomes) = log_of(2);
-        let round = |name: &str| format!("{}rp{name}", format!("r|t{name}t{name}").repeat(3));
+        let (log, outcomes) = log_of(2, 0.0009);
+        let round = |name: &str| format!("{}rp{name}", format!("r|t{name}t{name}").repeat(samples_for(0.0009)));
         assert!(log.ends_with(&[round("A"), round("B")].concat()), "{log}");
         assert_eq!(outcomes[0].wrong, 4 * 3);
         assert_eq!(outcomes[0].batch, 2);
+    }
+
+    #[test]
+    fn slow_operations_are_not_batched_whatever_their_size() {
+        let (log, outcomes) = log_of(100, 0.002);
+        assert!(!log.contains('t'), "{log}");
+        assert!(outcomes.iter().all(|outcome| outcome.batch == 1));
     }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::communicator::Communicator;
-use crate::engine::{Step, block};
+use crate::communicator::{Communicator, FAILED};
+use crate::engine::{Channel, Step, block};
 use crate::error::{Error, Mismatch, Result};
 use crate::tensor::{DType, Element};
 
@@ -22,6 +22,11 @@ impl Communicator {
     /// receiver does not take it before the deadline.
     pub fn send<T: Element>(&mut self, data: &[T], to: usize) -> Result<()> {
         self.check_peer("send to rank", to)?;
+        let sent = self.send_to(data, to);
+        self.settle(sent)
+    }
+
+    fn send_to<T: Element>(&mut self, data: &[T], to: usize) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let mut header = [0; HEADER];
         header[0] = T::DTYPE as u8;
@@ -29,6 +34,8 @@ impl Communicator {
         let Self { channel, user, scratch, .. } = self;
         let port = Arc::clone(channel.port());
         let peer = channel.team().global(to);
+        let far = !channel.team().members().contains(&to);
+        let mut warned = false;
         // Bytes of the header and the data, as one message, that have been sent.
         let mut sent = 0;
         let total = HEADER + bytes.len();
@@ -48,13 +55,14 @@ impl Communicator {
                         scratch.extend_from_slice(&bytes[*sent - HEADER..][..most]);
                     }
                     if !user.try_send(to, scratch)? {
-                        return Ok(step);
+                        return heed(channel, to, &mut warned, step);
                     }
                     *sent += most;
                     step = Step::Progress;
                 }
-                Ok(if user.idle() { Step::Ready(()) } else { step })
+                if user.idle() { Ok(Step::Ready(())) } else { heed(channel, to, &mut warned, step) }
             },
+            |_| far,
             |_| (format!("send of {} {} to rank {to}", data.len(), T::DTYPE), vec![peer]),
         )
     }
@@ -69,11 +77,18 @@ impl Communicator {
     /// is taken and dropped, `data` is left as it was); the first failure of the job; [`Error::Timeout`] at the deadline.
     pub fn recv<T: Element>(&mut self, data: &mut [T], from: usize) -> Result<()> {
         self.check_peer("receive from rank", from)?;
+        let received = self.recv_from(data, from);
+        self.settle(received)
+    }
+
+    fn recv_from<T: Element>(&mut self, data: &mut [T], from: usize) -> Result<()> {
         let wanted = data.len();
         let Self { channel, user, .. } = self;
         let port = Arc::clone(channel.port());
         let peer = channel.team().global(from);
+        let far = !channel.team().members().contains(&from);
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
+        let mut warned = false;
         let mut incoming = Incoming { dtype: T::DTYPE, wanted, theirs: None, taken: 0, bytes };
         block(
             &port,
@@ -81,16 +96,31 @@ impl Communicator {
             |incoming| {
                 let mut step = Step::Pending;
                 while !incoming.is_complete() {
-                    if !user.try_recv(from, &mut |piece| incoming.take(piece))? {
-                        return Ok(step);
+                    let mut taken = Ok(());
+                    if !user.try_recv(from, &mut |piece| taken = incoming.take(piece, peer))? {
+                        return heed(channel, from, &mut warned, step);
                     }
+                    taken?;
                     step = Step::Progress;
                 }
                 Ok(Step::Ready(()))
             },
+            |_| far,
             |_| (format!("receive of {wanted} {} from rank {from}", T::DTYPE), vec![peer]),
         )?;
         incoming.check(peer, channel.team().global(channel.team().rank()))
+    }
+
+    /// A message that was not sent or received whole leaves the stream at no boundary: the communicator ends with it.
+    fn settle(&mut self, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Ok(()) | Err(Error::Mismatch(_)) => outcome,
+            Err(error) => {
+                self.channel.give_up(Error::Poisoned(FAILED.into()));
+                self.take_leave();
+                Err(error)
+            }
+        }
     }
 
     fn check_peer(&self, what: &str, peer: usize) -> Result<()> {
@@ -98,7 +128,23 @@ impl Communicator {
         if peer == self.rank() {
             return Err(Error::argument(format!("{what} {peer}: that is this rank itself; copy the data instead")));
         }
-        Ok(())
+        self.channel.poisoned().cloned().map_or(Ok(()), Err)
+    }
+}
+
+/// Ends a wait for a rank of this host that has given up: at the second look, for what it sent before that is there to
+/// be taken.
+fn heed<T>(channel: &Channel, peer: usize, warned: &mut bool, step: Step<T>) -> Result<Step<T>> {
+    if !matches!(step, Step::Pending) {
+        return Ok(step);
+    }
+    match channel.abandoned(peer) {
+        Some(error) if *warned => Err(error),
+        Some(_) => {
+            *warned = true;
+            Ok(Step::Progress)
+        }
+        None => Ok(step),
     }
 }
 
@@ -128,9 +174,12 @@ impl Incoming<'_> {
         self.expected().is_some_and(|bytes| self.taken >= bytes)
     }
 
-    fn take(&mut self, piece: &[u8]) {
+    fn take(&mut self, piece: &[u8], from: u32) -> Result<()> {
         let data = if self.theirs.is_none() {
-            let Some((header, data)) = piece.split_at_checked(HEADER) else { return };
+            let Some((header, data)) = piece.split_at_checked(HEADER) else {
+                let text = format!("a message of {} bytes from rank {from} has no header", piece.len());
+                return Err(Error::Poisoned(text.into()));
+            };
             let count = header[8..].try_into().map(u64::from_le_bytes).unwrap_or(0);
             self.theirs = Some((header[0], count));
             data
@@ -142,6 +191,7 @@ impl Incoming<'_> {
             self.bytes[start..start + data.len()].copy_from_slice(data);
         }
         self.taken += data.len() as u64;
+        Ok(())
     }
 
     fn check(&self, from: u32, me: u32) -> Result<()> {

@@ -35,39 +35,6 @@ pub fn knobs_help() -> String {
     text
 }
 
-/// The page `docs/knobs.md`.
-pub(super) fn page() -> String {
-    let mut text = String::from(HEAD);
-    for knob in KNOBS {
-        let default = (knob.default)();
-        let default = if default.is_empty() { "empty".to_owned() } else { format!("`{default}`") };
-        let agree = if knob.agree { "every rank the same" } else { "each rank its own" };
-        let _ = write!(text, "\n## {}\n", knob.name);
-        for line in wrapped(knob.doc, 116) {
-            let _ = writeln!(text, "{line}");
-        }
-        let _ = writeln!(text, "- Value: {}. Default: {default}. Scope: {agree}.", knob.form);
-        for alias in knob.aliases {
-            let unit = if alias.unit.is_empty() { String::new() } else { format!(", a bare number in {}", alias.unit) };
-            let ignored = alias.ignored.map_or_else(String::new, |v| format!("; {v} leaves the default"));
-            let _ = writeln!(text, "- Also read: `{}`{unit}{ignored}.", alias.name);
-        }
-    }
-    text
-}
-
-const HEAD: &str = "\
-# Knobs
-
-Written by the table in `src/config/table.rs`; a test fails when this page is stale, and
-`KOLO_BLESS=1 cargo test --lib knobs_page` writes it anew.
-
-A knob is set, strongest first, by the program (`kolo::Builder`), by the environment, or in the file that `KOLO_CONFIG`
-names: lines `name = value`, where `KOLO_` may be left out and `#` starts a comment. An unknown `KOLO_*` name in the
-environment is a warning with the nearest name that exists. Knobs that shape what the ranks do together must be the same
-on every rank; if one differs, `init` fails everywhere with its name, both values and both ranks.
-";
-
 /// The words of a doc comment, in lines of at most `width` letters.
 fn wrapped(doc: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
@@ -86,6 +53,40 @@ fn wrapped(doc: &str, width: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The page `docs/knobs.md`.
+    fn page() -> String {
+        let mut text = String::from(HEAD);
+        for knob in KNOBS {
+            let default = (knob.default)();
+            let default = if default.is_empty() { "empty".to_owned() } else { format!("`{default}`") };
+            let agree = if knob.agree { "every rank the same" } else { "each rank its own" };
+            let _ = write!(text, "\n## {}\n", knob.name);
+            for line in wrapped(knob.doc, 116) {
+                let _ = writeln!(text, "{line}");
+            }
+            let _ = writeln!(text, "- Value: {}. Default: {default}. Scope: {agree}.", knob.form);
+            for alias in knob.aliases {
+                let unit =
+                    if alias.unit.is_empty() { String::new() } else { format!(", a bare number in {}", alias.unit) };
+                let ignored = alias.ignored.map_or_else(String::new, |v| format!("; {v} leaves the default"));
+                let _ = writeln!(text, "- Also read: `{}`{unit}{ignored}.", alias.name);
+            }
+        }
+        text
+    }
+
+    const HEAD: &str = "\
+# Knobs
+
+Written by the table in `src/config/table.rs`; a test fails when this page is stale, and
+`KOLO_BLESS=1 cargo test --lib knobs_page` writes it anew.
+
+A knob is set, strongest first, by the program (`kolo::Builder`), by the environment, or in the file that `KOLO_CONFIG`
+names: lines `name = value`, where `KOLO_` may be left out and `#` starts a comment. An unknown `KOLO_*` name in the
+environment is a warning with the nearest name that exists. Knobs that shape what the ranks do together must be the same
+on every rank; if one differs, `init` fails everywhere with its name, both values and both ranks.
+";
 
     #[test]
     fn knobs_page_is_fresh() {

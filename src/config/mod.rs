@@ -14,7 +14,9 @@ pub(crate) use raw::Raw;
 pub(crate) use table::Config;
 pub use table::{Alias, Knob};
 use table::{FILE, KNOBS};
-pub(crate) use value::{AlgorithmName, Auto, Bytes, Hosts, OrOff, Value};
+#[cfg(test)]
+pub(crate) use value::{AlgorithmName, Auto};
+pub(crate) use value::{Bytes, Hosts, OrOff, Value};
 
 /// A validated configuration, and what the user should hear about how it came to be.
 #[derive(Debug)]

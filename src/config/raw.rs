@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::table::{Alias, FILE, KNOBS, Knob, OTHER_NAMES};
+use super::table::{Alias, FILE, KNOBS, Knob, is_other_name};
 
 /// Where a setting was found. The order is the priority, lowest first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,7 +53,7 @@ impl Raw {
             if let Some((knob, alias)) = find_alias(&name) {
                 let text = text.ok_or_else(|| format!("{name} is not Unicode"))?;
                 self.alias(knob, alias, text.trim());
-            } else if name.starts_with("KOLO_") && !OTHER_NAMES.contains(&name.as_str()) {
+            } else if name.starts_with("KOLO_") && !is_other_name(&name) {
                 match find(&name) {
                     Some(knob) => {
                         let text = text.ok_or_else(|| format!("{name} is not Unicode"))?;

@@ -137,8 +137,10 @@ knobs! {
     seed: OrOff<u64> = OrOff(None), "KOLO_SEED", agreed, [];
 }
 
-/// Names that are kolo's but no knobs of a rank: the file of knobs, and switches of its tests.
-pub(super) const OTHER_NAMES: [&str; 4] = [FILE, "KOLO_REQUIRE_GPU", "KOLO_BLESS", "KOLO_SEEDS"];
+/// Whether a name is kolo's but no knob of a rank: the file of knobs, and switches of its tests.
+pub(super) fn is_other_name(name: &str) -> bool {
+    [FILE, "KOLO_REQUIRE_GPU", "KOLO_SEEDS", "KOLO_BLESS"].contains(&name) || name.starts_with("KOLO_TEST_")
+}
 
 /// Names the configuration file.
 pub(super) const FILE: &str = "KOLO_CONFIG";

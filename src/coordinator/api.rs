@@ -69,6 +69,7 @@ pub(crate) struct Topology {
 
 impl Topology {
     /// `size` ranks on one host, set rank = global rank.
+    #[cfg(test)]
     pub(crate) fn one_host(size: u32, me: u32) -> Self {
         Self { hosts: vec![(0..size).collect()], global: (0..size).collect(), me }
     }

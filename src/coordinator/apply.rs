@@ -275,7 +275,7 @@ impl Coordinator {
         if mine {
             let form = (index != NONE).then(|| &self.locals.get(index).form);
             match (form, target) {
-                (Some(Form::WithdrawnBit(_)), Target::Slot(_)) | (Some(Form::WithdrawnFrame), Target::Name(_)) => {
+                (Some(Form::WithdrawnBit), Target::Slot(_)) | (Some(Form::WithdrawnFrame), Target::Name(_)) => {
                     self.finish_withdrawal(index, actions);
                 }
                 _ => return Err(Trouble::Damaged("it withdraws what this rank did not")),
@@ -317,7 +317,7 @@ impl Coordinator {
         if slot != NONE {
             self.free(slot);
         }
-        if matches!(self.locals.get(index).form, Form::WithdrawnBit(_) | Form::WithdrawnFrame) {
+        if matches!(self.locals.get(index).form, Form::WithdrawnBit | Form::WithdrawnFrame) {
             self.finish_withdrawal(index, actions);
         } else {
             let local = self.locals.remove(index);

@@ -16,8 +16,8 @@ pub(super) enum Form {
     Frame(Arc<Request>),
     /// A frame says that the call was refused here. There is no ticket.
     Invalid,
-    /// Withdrawn: the bit of this slot is taken back, the log has not confirmed.
-    WithdrawnBit(u32),
+    /// Withdrawn: the bit is taken back, the log has not confirmed.
+    WithdrawnBit,
     /// Withdrawn: a frame says so, the log has not confirmed.
     WithdrawnFrame,
     /// Waits for the name's earlier, invalid or withdrawn submission to end.

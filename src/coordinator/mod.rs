@@ -16,6 +16,7 @@ mod request;
 mod slots;
 mod stall;
 mod submit;
+mod window;
 mod wire;
 
 #[cfg(test)]
@@ -26,7 +27,9 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use api::{Action, Batch, BatchItem, Event, MAX_FRAME, Params, Ticket, Topology};
+#[cfg(test)]
+pub(crate) use api::MAX_FRAME;
+pub(crate) use api::{Action, Batch, BatchItem, Event, Params, Ticket, Topology};
 pub(crate) use request::{Device, Kind, Request, Spec};
 pub(crate) use stall::{Report, Stalled};
 
@@ -75,7 +78,7 @@ pub(crate) struct Coordinator {
     /// The index of the proposal or install that was not read back yet.
     proposed: Option<u64>,
     hosts: hosts::Hosts,
-    window: decide::Window,
+    window: window::Window,
     scratch: decide::Scratch,
     stall: stall::Watch,
     /// Something changed since proposals were last considered.
@@ -127,7 +130,7 @@ impl Coordinator {
             resubmit: Vec::new(),
             proposed: None,
             hosts: hosts::Hosts::new(topology.hosts.len(), words),
-            window: decide::Window::default(),
+            window: window::Window::default(),
             scratch: decide::Scratch::new(words),
             stall: stall::Watch::new(params.capacity),
             dirty: false,

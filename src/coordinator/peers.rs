@@ -109,6 +109,8 @@ impl Coordinator {
                         Target::Name(name) => self.names.withdraw(rank, name),
                     };
                     if pending {
+                        // An earlier one of the same target has ended, or the rank could not have submitted it again.
+                        self.withdrawals.retain(|w| w.rank != rank || w.of.borrow() != target);
                         let of = target.into();
                         self.withdrawals.push(Withdrawal { rank, serial, as_of: frame.as_of, of });
                     }

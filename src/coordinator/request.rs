@@ -113,6 +113,7 @@ pub(crate) struct Request {
 
 impl Request {
     /// An allreduce of host memory without factors.
+    #[cfg(test)]
     pub(crate) fn allreduce(name: impl Into<Arc<str>>, dtype: DType, shape: Vec<usize>, op: ReduceOp) -> Self {
         let kind = Kind::Allreduce { op };
         Self {
@@ -123,6 +124,7 @@ impl Request {
     }
 
     /// A broadcast of host memory from set rank `root`.
+    #[cfg(test)]
     pub(crate) fn broadcast(name: impl Into<Arc<str>>, dtype: DType, shape: Vec<usize>, root: u32) -> Self {
         let kind = Kind::Broadcast { root };
         Self {
@@ -190,6 +192,7 @@ impl Request {
     }
 
     /// Reads exactly one request from all of `bytes`; `None` if they are anything else.
+    #[cfg(test)]
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut take = Take::new(bytes);
         let request = Self::take(&mut take)?;

@@ -90,6 +90,9 @@ impl Coordinator {
     /// The names that wait for ranks, as far as this rank knows: all of them at a decider, its own elsewhere.
     pub(crate) fn report(&self, now: Duration) -> Report {
         let mut stalled = Vec::new();
+        if self.over.is_some() {
+            return Report { stalled };
+        }
         for word in 0..self.slots.words_in_use() {
             let mut pending = self.pending_bits(word);
             while pending != 0 {
@@ -304,7 +307,7 @@ impl Coordinator {
             Form::Bit(slot) => Some(*slot),
             Form::Frame(_) => None,
             // Waits for the log, not for a peer: only the log's silence can end it.
-            Form::Invalid | Form::WithdrawnBit(_) | Form::WithdrawnFrame | Form::Parked(_) => return,
+            Form::Invalid | Form::WithdrawnBit | Form::WithdrawnFrame | Form::Parked(_) => return,
         };
         if self.decides {
             let of = slot.map_or_else(|| Owned::Name((&*self.names.get(id).name).into()), Owned::Slot);

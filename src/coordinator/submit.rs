@@ -92,8 +92,7 @@ impl Coordinator {
             let index = self.add(now, None, id, Form::Invalid, false, Duration::MAX);
             self.names.get_mut(id).local = index;
             self.publish_invalid(id, reason, actions);
-        } else if parked == NONE && matches!(self.locals.get(local).form, Form::WithdrawnBit(_) | Form::WithdrawnFrame)
-        {
+        } else if parked == NONE && matches!(self.locals.get(local).form, Form::WithdrawnBit | Form::WithdrawnFrame) {
             let index = self.add(now, None, id, Form::Parked(Parked::Invalid(reason.into())), false, Duration::MAX);
             self.names.get_mut(id).parked = index;
         }
@@ -113,11 +112,11 @@ impl Coordinator {
                 actions.push(Action::Fail { ticket, error });
                 return;
             }
-            Form::Invalid | Form::WithdrawnBit(_) | Form::WithdrawnFrame => return,
+            Form::Invalid | Form::WithdrawnBit | Form::WithdrawnFrame => return,
         };
         self.serial += 1;
         if let Form::Bit(slot) = self.locals.get(index).form {
-            self.locals.set_form(index, Form::WithdrawnBit(slot));
+            self.locals.set_form(index, Form::WithdrawnBit);
             self.flip(slot, actions);
             frame::put_withdraw(&mut bytes, self.next, self.serial, Target::Slot(slot));
         } else {
@@ -141,7 +140,7 @@ impl Coordinator {
                 self.publish_invalid(id, &reason, actions);
                 return;
             }
-            Form::Bit(_) | Form::Invalid | Form::WithdrawnBit(_) | Form::WithdrawnFrame => return,
+            Form::Bit(_) | Form::Invalid | Form::WithdrawnBit | Form::WithdrawnFrame => return,
         };
         let slot = self.names.get(id).slot;
         if slot != NONE && self.slots.get(slot).request.as_deref() == Some(&*request) {

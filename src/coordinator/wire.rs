@@ -1,10 +1,5 @@
 //! Bytes in and out: varints and bounded strings. Reading never panics and never allocates more than it was given.
 
-/// The encoded length of a varint.
-pub(super) fn varint_len(value: u64) -> usize {
-    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
-}
-
 /// Appends to a byte vector.
 pub(super) trait Put {
     fn u8(&mut self, value: u8);
@@ -122,7 +117,7 @@ mod tests {
             for value in [1u64 << shift, (1u64 << shift) - 1, u64::MAX >> shift] {
                 let mut bytes = Vec::new();
                 bytes.varint(value);
-                assert_eq!(bytes.len(), varint_len(value), "{value}");
+                assert_eq!(bytes.len(), (64 - (value | 1).leading_zeros() as usize).div_ceil(7), "{value}");
                 let mut take = Take::new(&bytes);
                 assert_eq!(take.varint(), Some(value));
                 assert!(take.is_empty());

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::exchange::GOODBYE;
 use super::host::HostRun;
 use super::inline::InlineRun;
 use super::operation::{Operation, describe, fingerprint};
@@ -23,11 +24,17 @@ pub(crate) struct Channel {
     pub(super) link: Box<dyn Link>,
     pub(super) table: Table,
     pub(super) two_level: TwoLevel,
+    /// Bytes of a chunk: a slot, or less of it where a test wants many chunks.
+    pub(super) chunk_bytes: usize,
     sequence: u32,
+    /// Operations that have begun.
+    begun: u64,
     /// Chunks that went through the slots since the arena began: the same on every member.
     pub(super) chunks: u64,
     current: Option<Run>,
     poisoned: Option<Error>,
+    /// Set ranks on other hosts that have yet to be told that this rank gave up.
+    farewells: Vec<usize>,
 }
 
 /// An operation in flight.
@@ -36,6 +43,9 @@ pub(super) enum Run {
     Inline(InlineRun),
     Host(Box<HostRun>),
     Rounds(Box<RoundRun>),
+    /// The result is there, and the last messages are on their way out: a network may need this rank for them, and who
+    /// knows when it comes back.
+    Flush,
 }
 
 impl std::fmt::Debug for Channel {
@@ -51,7 +61,22 @@ impl std::fmt::Debug for Channel {
 impl Channel {
     pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Box<dyn Link>, table: Table) -> Self {
         let two_level = TwoLevel::new(team.hosts().to_vec(), team.rank());
-        Self { port, team, arena, link, table, two_level, sequence: 0, chunks: 0, current: None, poisoned: None }
+        let chunk_bytes = arena.slot_bytes();
+        Self {
+            port,
+            team,
+            arena,
+            link,
+            table,
+            two_level,
+            chunk_bytes,
+            sequence: 0,
+            begun: 0,
+            chunks: 0,
+            current: None,
+            poisoned: None,
+            farewells: Vec::new(),
+        }
     }
 
     pub(crate) fn port(&self) -> &Arc<Port> {
@@ -73,6 +98,7 @@ impl Channel {
     }
 
     /// Whether an operation is in flight.
+    #[cfg(test)]
     pub(crate) fn is_busy(&self) -> bool {
         self.current.is_some()
     }
@@ -82,13 +108,26 @@ impl Channel {
         self.link.idle()
     }
 
+    /// Whether a message of another host may be what the operation in flight waits for.
+    pub(crate) fn expects_messages(&self) -> bool {
+        let exchanges = match &self.current {
+            Some(Run::Host(run)) => run.exchanges(),
+            Some(Run::Rounds(run)) => run.exchanges(),
+            Some(Run::Flush) => true,
+            Some(Run::Inline(_)) | None => false,
+        };
+        !self.team.is_local() && (exchanges || !self.link.idle())
+    }
+
     /// Begins an operation; nothing may be in flight. Its buffers are touched until it is ready, fails, or is cancelled.
     pub(crate) fn begin(&mut self, operation: Operation) -> Result<()> {
         debug_assert!(self.current.is_none(), "operations of a channel run one at a time");
-        if let Some(error) = &self.poisoned {
-            return Err(error.clone());
+        if let Some(error) = self.poisoned.clone() {
+            self.take_leave();
+            return Err(error);
         }
         self.sequence = self.sequence.wrapping_add(1);
+        self.begun += 1;
         let print = fingerprint(self.sequence, &operation);
         self.current = Some(self.plan(operation, print));
         Ok(())
@@ -96,21 +135,48 @@ impl Channel {
 
     /// Advances the operation in flight by at most a chunk of work.
     ///
-    /// A mismatch ends this operation only; any other error poisons the channel, because peers may have moved on.
+    /// A mismatch on the only host ends this operation only; any other error ends the channel here and on the peers,
+    /// because they may have moved on.
     pub(crate) fn poll(&mut self) -> Result<Step> {
         self.progress()?;
-        let Some(mut run) = self.current.take() else { return Ok(Step::Ready(())) };
+        let Some(mut run) = self.current.take() else {
+            return self.poisoned.clone().map_or(Ok(Step::Ready(())), Err);
+        };
         let step = match &mut run {
             Run::Inline(run) => run.poll(self),
             Run::Host(run) => run.poll(self),
             Run::Rounds(run) => run.poll(self),
+            Run::Flush => self.link.progress().map(|()| Step::Ready(())),
         };
-        match &step {
-            Ok(Step::Ready(())) | Err(Error::Mismatch(_)) => {}
-            Ok(_) => self.current = Some(run),
-            Err(error) => self.poisoned = Some(error.clone()),
+        match step {
+            Ok(Step::Ready(())) if self.link.idle() => Ok(Step::Ready(())),
+            Ok(Step::Ready(())) => {
+                let step = if matches!(run, Run::Flush) { Step::Pending } else { Step::Progress };
+                self.current = Some(Run::Flush);
+                self.heed(step)
+            }
+            Ok(step) => {
+                self.current = Some(run);
+                self.heed(step)
+            }
+            Err(Error::Mismatch(mismatch)) if self.team.is_local() => Err(Error::Mismatch(mismatch)),
+            Err(Error::Mismatch(mismatch)) => {
+                // The other hosts cannot know in time that this operation does not happen.
+                let views = mismatch.views.iter().map(|(rank, view)| format!("rank {rank}: {view}"));
+                let views = views.collect::<Vec<_>>().join("; ");
+                let text = format!(
+                    "{}: the ranks of a host ask for different things: {views}; make every rank pass the same, in the \
+                     same order",
+                    mismatch.name
+                );
+                self.current = Some(run);
+                Err(self.give_up(Error::Poisoned(text.into())))
+            }
+            Err(error) => {
+                self.current = Some(run);
+                Err(self.give_up(error))
+            }
         }
-        step
     }
 
     /// Moves on what was handed to the network: a large message arrives only while its sender asks for it, whatever the
@@ -119,17 +185,64 @@ impl Channel {
         if self.link.idle() {
             return Ok(());
         }
-        self.link.progress().inspect_err(|error| self.poison(error.clone()))
+        self.link.progress().map_err(|error| self.give_up(error))
     }
 
-    /// Gives up the operation in flight: its buffers are not touched again, and the channel is unusable from here on.
-    pub(crate) fn cancel(&mut self, why: &str) {
-        if self.current.take().is_some() {
-            self.poison(Error::Poisoned(why.into()));
+    /// Ends a wait for a member that has given up this operation or an earlier one. Who gave up a later one has done its
+    /// part of this.
+    fn heed(&mut self, step: Step) -> Result<Step> {
+        match self.arena.poisoned(self.begun) {
+            Some(rank) if step == Step::Pending => Err(self.give_up(gone(rank))),
+            _ => Ok(step),
         }
     }
 
-    /// Makes every later operation fail with `error`.
+    /// What ends a wait for `rank` of the set if that rank has given up, as far as this host knows.
+    pub(crate) fn abandoned(&self, rank: usize) -> Option<Error> {
+        let member = self.team.members().iter().position(|&member| member == rank)?;
+        self.arena.poisoned_member(member).map(gone)
+    }
+
+    /// Gives up the operation in flight, if there is one: its buffers are not touched again. The channel is unusable
+    /// from here on, here and on the peers, whose operations end with an error that names this rank.
+    pub(crate) fn cancel(&mut self, why: &str) {
+        if self.current.is_some() {
+            self.give_up(Error::Poisoned(why.into()));
+        }
+    }
+
+    /// Ends the channel with `error`, here and on the peers. Returns the error that ended it first.
+    pub(crate) fn give_up(&mut self, error: Error) -> Error {
+        if self.poisoned.is_none() {
+            // An operation in flight is not done; without one, all that have begun are.
+            let done = self.begun - u64::from(self.current.is_some());
+            self.poison(error.clone());
+            let culprit = self.arena.poisoned(u64::MAX).unwrap_or_else(|| self.team.global(self.team.rank()));
+            self.arena.poison(done + 1, culprit);
+            self.port.ring();
+            self.farewells = (0..self.team.size()).filter(|peer| !self.team.members().contains(peer)).collect();
+            self.take_leave();
+        }
+        error
+    }
+
+    /// Tells the other hosts that this rank gave up, as far as there is room for a message; true once all are told.
+    ///
+    /// A rank that cannot be told for good, because the link is broken, runs into its own deadline.
+    pub(crate) fn take_leave(&mut self) -> bool {
+        if !self.farewells.is_empty() {
+            let link = &mut self.link;
+            // An error of the link is one of the peers' farewells, or comes again when something is sent.
+            let moved = link.progress();
+            self.farewells.retain(|&peer| matches!(link.try_send(peer, GOODBYE), Ok(false)));
+            if let (Err(error), false) = (moved, self.farewells.is_empty()) {
+                log::debug!("telling the ranks {:?} of the set that this one gave up: {error}", self.farewells);
+            }
+        }
+        self.farewells.is_empty()
+    }
+
+    /// Makes every later operation of this rank fail with `error`. Peers do not learn of it.
     pub(crate) fn poison(&mut self, error: Error) {
         self.current = None;
         self.poisoned.get_or_insert(error);
@@ -153,7 +266,7 @@ impl Channel {
             Some(Run::Inline(run)) => self.unannounced(run.print()),
             Some(Run::Host(run)) => run.missing(self),
             Some(Run::Rounds(run)) => run.missing(self),
-            None => Vec::new(),
+            Some(Run::Flush) | None => Vec::new(),
         }
     }
 
@@ -207,4 +320,8 @@ impl Channel {
         let name = format!("communicator operation {}", print.seq());
         Error::Mismatch(Arc::new(Mismatch { name, views }))
     }
+}
+
+fn gone(rank: u32) -> Error {
+    Error::Poisoned(format!("rank {rank} gave up an operation that this rank counts on; see its error for why").into())
 }

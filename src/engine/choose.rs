@@ -46,7 +46,7 @@ impl Channel {
 
     /// How many elements of the operation a slot holds.
     fn chunk(&self, operation: &Operation) -> usize {
-        self.arena.slot_bytes() / operation.dtype.size()
+        self.chunk_bytes / operation.dtype.size()
     }
 
     fn host_plan(&self, op: HostOp, operation: &Operation) -> HostPlan {

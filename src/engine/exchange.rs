@@ -23,10 +23,13 @@ pub(super) trait Area {
     fn give(&self, values: Values, span: Span, bytes: &mut Vec<u8>);
 }
 
+/// Bytes of a print, before the values of the first message to a peer.
+const PRINT: usize = 16;
+
 /// Which peers have been told, and have told, what operation the messages belong to.
 ///
-/// The first message of an operation to a peer is its print, so that a mismatch between hosts is found before any
-/// of the peer's values are used.
+/// The first message of an operation to a peer begins with its print, so that a mismatch between hosts is found before
+/// any of the peer's values are used.
 #[derive(Debug)]
 pub(super) struct Greetings {
     print: Fingerprint,
@@ -39,48 +42,42 @@ impl Greetings {
         Self { print, told: Vec::new(), heard: Vec::new() }
     }
 
-    fn tell(&mut self, link: &mut dyn Link, to: usize) -> Result<bool> {
-        if self.told.contains(&to) {
-            return Ok(true);
-        }
-        let mut message = [0; 16];
-        message[..8].copy_from_slice(&self.print.word0.to_le_bytes());
-        message[8..].copy_from_slice(&self.print.word1.to_le_bytes());
-        let sent = link.try_send(to, &message)?;
-        if sent {
-            self.told.push(to);
-        }
-        Ok(sent)
+    /// The print, for the first message to a peer.
+    fn words(&self) -> [u8; PRINT] {
+        let mut words = [0; PRINT];
+        words[..8].copy_from_slice(&self.print.word0.to_le_bytes());
+        words[8..].copy_from_slice(&self.print.word1.to_le_bytes());
+        words
     }
 
-    fn hear(&mut self, link: &mut dyn Link, from: usize) -> Result<bool> {
-        if self.heard.contains(&from) {
-            return Ok(true);
+    /// The values of the first message of a peer.
+    fn check<'a>(&self, from: usize, message: &'a [u8]) -> Result<&'a [u8]> {
+        let word = |at: usize| message.get(at..at + 8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes);
+        let theirs = word(0).zip(word(8)).map(|(word0, word1)| Fingerprint { word0, word1 });
+        if theirs == Some(self.print) {
+            return Ok(&message[PRINT..]);
         }
-        let mut theirs = None;
-        let came = link.try_recv(from, &mut |bytes| {
-            let word = |at: usize| bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map(u64::from_le_bytes);
-            let words = (bytes.len() == 16).then(|| word(0).zip(word(8))).flatten();
-            theirs = words.map(|(word0, word1)| Fingerprint { word0, word1 });
-        })?;
-        if !came {
-            return Ok(false);
-        }
-        if theirs != Some(self.print) {
-            let theirs = theirs.map_or_else(|| "a message of another operation".to_owned(), describe);
-            return Err(Error::Poisoned(
-                format!(
-                    "operation {}: rank {from} of the set asks for {theirs}, this rank for {}; make every rank pass the \
-                     same, in the same order",
-                    self.print.seq(),
-                    describe(self.print)
-                )
-                .into(),
-            ));
-        }
-        self.heard.push(from);
-        Ok(true)
+        let theirs = theirs.map_or_else(|| "a message of another operation".to_owned(), describe);
+        Err(Error::Poisoned(
+            format!(
+                "operation {}: rank {from} of the set asks for {theirs}, this rank for {}; make every rank pass the same, \
+                 in the same order",
+                self.print.seq(),
+                describe(self.print)
+            )
+            .into(),
+        ))
     }
+}
+
+/// The message of a rank that goes no further: nothing. All others hold something.
+pub(super) const GOODBYE: &[u8] = &[];
+
+/// What a goodbye is answered with.
+pub(super) fn left(from: usize) -> Error {
+    Error::Poisoned(
+        format!("rank {from} of the set gave up an operation that this rank counts on; see its error for why").into(),
+    )
 }
 
 /// A schedule in progress.
@@ -109,26 +106,32 @@ impl Exchange {
         }
     }
 
-    /// Moves on as far as messages allow. `name` turns the plan's positions into set ranks.
+    /// Moves on as far as messages and `gate` allow. `name` turns the plan's positions into set ranks.
+    ///
+    /// `gate` says of a round whether its sends, and whether its receives, have their turn: several exchanges that share
+    /// a link take turns in an order that all ranks know, because messages of a pair match by order alone.
     pub(super) fn poll(
         &mut self,
         link: &mut dyn Link,
         name: &dyn Fn(usize) -> usize,
         greetings: &mut Greetings,
         area: &mut impl Area,
+        gate: &dyn Fn(usize) -> (bool, bool),
     ) -> Result<Step> {
-        link.progress()?;
         let mut moved = false;
         while self.index < self.plan.rounds() {
             if !self.begun {
                 self.begin(name, area);
                 moved = true;
             }
-            moved |= self.send(link, greetings, area)?;
-            moved |= self.receive(link, greetings, area)?;
-            let sends = self.round.sends.iter().zip(&self.sent).all(|(send, &done)| done == send.span.len);
-            let receives = self.round.receives.iter().zip(&self.received).all(|(get, &done)| done == get.span.len);
-            if !(sends && receives) {
+            let (may_send, may_receive) = gate(self.index);
+            if may_send {
+                moved |= self.send(link, greetings, area)?;
+            }
+            if may_receive {
+                moved |= self.receive(link, greetings, area)?;
+            }
+            if !(self.has_sent() && self.has_received()) {
                 return Ok(if moved { Step::Progress } else { Step::Pending });
             }
             if let Some(span) = self.round.finish {
@@ -138,6 +141,25 @@ impl Exchange {
             self.begun = false;
         }
         Ok(Step::Ready(()))
+    }
+
+    /// Whether all sends of the round are handed over.
+    fn has_sent(&self) -> bool {
+        self.round.sends.iter().zip(&self.sent).all(|(send, &done)| done == send.span.len)
+    }
+
+    fn has_received(&self) -> bool {
+        self.round.receives.iter().zip(&self.received).all(|(receive, &done)| done == receive.span.len)
+    }
+
+    /// How many rounds have all their sends, and how many all their receives, behind them.
+    pub(super) fn reached(&self) -> (usize, usize) {
+        let (sent, received) = (self.begun && self.has_sent(), self.begun && self.has_received());
+        (self.index + usize::from(sent), self.index + usize::from(received))
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.index == self.plan.rounds()
     }
 
     fn begin(&mut self, name: &dyn Fn(usize) -> usize, area: &mut impl Area) {
@@ -156,16 +178,20 @@ impl Exchange {
     fn send(&mut self, link: &mut dyn Link, greetings: &mut Greetings, area: &impl Area) -> Result<bool> {
         let mut moved = false;
         for (send, done) in self.round.sends.iter().zip(&mut self.sent) {
-            if *done == send.span.len || !greetings.tell(link, send.to)? {
-                continue;
-            }
-            let most = link.piece() / area.width(send.values);
             while *done < send.span.len {
+                let told = greetings.told.contains(&send.to);
+                let most = (link.piece() - if told { 0 } else { PRINT }) / area.width(send.values);
                 let part = Span::new(send.span.start + *done, (send.span.len - *done).min(most));
                 self.bytes.clear();
+                if !told {
+                    self.bytes.extend_from_slice(&greetings.words());
+                }
                 area.give(send.values, part, &mut self.bytes);
                 if !link.try_send(send.to, &self.bytes)? {
                     break;
+                }
+                if !told {
+                    greetings.told.push(send.to);
                 }
                 *done += part.len;
                 moved = true;
@@ -177,39 +203,30 @@ impl Exchange {
     fn receive(&mut self, link: &mut dyn Link, greetings: &mut Greetings, area: &mut impl Area) -> Result<bool> {
         let mut moved = false;
         for (receive, done) in self.round.receives.iter().zip(&mut self.received) {
-            if *done == receive.span.len || !greetings.hear(link, receive.from)? {
-                continue;
-            }
             let width = area.width(receive.combine.values());
-            let mut wrong = None;
-            while *done < receive.span.len && wrong.is_none() {
-                let left = receive.span.len - *done;
+            while *done < receive.span.len {
+                let left_over = receive.span.len - *done;
                 let start = receive.span.start + *done;
-                let mut taken = 0;
-                let came = link.try_recv(receive.from, &mut |bytes| {
-                    if bytes.is_empty() || bytes.len() % width != 0 || bytes.len() / width > left {
-                        wrong = Some(bytes.len());
-                        return;
-                    }
-                    taken = bytes.len() / width;
-                    area.take(receive.combine, Span::new(start, taken), bytes);
+                let heard = greetings.heard.contains(&receive.from);
+                let mut taken = Ok(0);
+                let came = link.try_recv(receive.from, &mut |message| {
+                    taken = values(receive.from, message, (!heard).then_some(&*greetings)).and_then(|bytes| {
+                        if bytes.is_empty() || bytes.len() % width != 0 || bytes.len() / width > left_over {
+                            return Err(misfit(receive.from, bytes.len(), left_over, width));
+                        }
+                        let count = bytes.len() / width;
+                        area.take(receive.combine, Span::new(start, count), bytes);
+                        Ok(count)
+                    });
                 })?;
                 if !came {
                     break;
                 }
-                *done += taken;
+                *done += taken?;
+                if !heard {
+                    greetings.heard.push(receive.from);
+                }
                 moved = true;
-            }
-            if let Some(bytes) = wrong {
-                return Err(Error::Poisoned(
-                    format!(
-                        "a message of {bytes} bytes from rank {} of the set, where at most {left} elements of {width} bytes \
-                         were due; both ranks must run the same kolo and the same knobs",
-                        receive.from,
-                        left = receive.span.len - *done
-                    )
-                    .into(),
-                ));
             }
         }
         Ok(moved)
@@ -223,4 +240,23 @@ impl Exchange {
         let receives = self.round.receives.iter().zip(&self.received).filter_map(late);
         receives.chain(self.round.sends.iter().zip(&self.sent).filter_map(unsent)).collect()
     }
+}
+
+/// The values in a message, after the print if it is the peer's first.
+fn values<'a>(from: usize, message: &'a [u8], first: Option<&Greetings>) -> Result<&'a [u8]> {
+    if message == GOODBYE {
+        return Err(left(from));
+    }
+    first.map_or(Ok(message), |greetings| greetings.check(from, message))
+}
+
+#[cold]
+fn misfit(from: usize, bytes: usize, elements: usize, width: usize) -> Error {
+    Error::Poisoned(
+        format!(
+            "a message of {bytes} bytes from rank {from} of the set, where at most {elements} elements of {width} bytes \
+             were due; both ranks must run the same kolo and the same knobs"
+        )
+        .into(),
+    )
 }

@@ -7,11 +7,10 @@
 //! demands: a slot is packed again when every member is done with it, the first chunk is packed before the announcement
 //! that publishes it, and a slot is read after its writer has said so.
 
-use super::exchange::{Exchange, Greetings};
+use super::cross::CrossRun;
 use super::fold::Fold;
 use super::regions::Regions;
 use super::rounds::RoundRun;
-use super::slice::Slice;
 use super::{Channel, Step};
 use crate::device::host::{Sink, Source, copy_scaled};
 use crate::error::Result;
@@ -47,17 +46,6 @@ pub(super) fn align(dtype: DType) -> usize {
     64 / dtype.size()
 }
 
-/// The part between hosts of a two-level allreduce.
-#[derive(Debug)]
-struct CrossRun {
-    two_level: TwoLevel,
-    cross: Cross,
-    greetings: Greetings,
-    /// Partial values of the slice in progress.
-    work: Vec<u64>,
-    exchange: Option<Exchange>,
-}
-
 impl HostRun {
     pub(super) fn new(
         channel: &Channel,
@@ -68,13 +56,9 @@ impl HostRun {
         cross: Option<(TwoLevel, Cross)>,
         relay: Option<RoundRun>,
     ) -> Self {
-        let cross = cross.map(|(two_level, cross)| CrossRun {
-            two_level,
-            cross,
-            greetings: Greetings::new(print),
-            work: Vec::new(),
-            exchange: None,
-        });
+        let slots = channel.arena.slots();
+        let cross =
+            cross.zip(fold).map(|((levels, cross), fold)| CrossRun::new(print, levels, cross, fold, &plan, slots));
         Self {
             print,
             dtype: operation.dtype,
@@ -97,10 +81,10 @@ impl HostRun {
     /// Does the next thing that peers allow: at most one chunk of one stage.
     pub(super) fn poll(&mut self, channel: &mut Channel) -> Result<Step> {
         if let Some(relay) = &mut self.relay {
-            if relay.poll(channel)? != Step::Ready(()) {
-                return Ok(Step::Pending);
+            match relay.poll(channel)? {
+                Step::Ready(()) => self.relay = None,
+                waits => return Ok(waits),
             }
-            self.relay = None;
         }
         if !self.announced {
             if self.plan.chunks() > 0 {
@@ -127,19 +111,25 @@ impl HostRun {
             self.unpack(channel);
             return Ok(Step::Progress);
         }
-        if self.reduced < self.packed && self.all_packed(channel, self.reduced) {
-            match self.reduce(channel)? {
-                Step::Pending => {}
-                moved => return Ok(moved),
-            }
+        let mut moved = false;
+        if self.cross.is_some() {
+            moved = self.reduce_across(channel)?;
+        } else if self.reduced < self.packed && self.all_packed(channel, self.reduced) {
+            self.reduce(channel);
+            return Ok(Step::Progress);
         }
         if self.packed < self.plan.chunks() && self.may_pack(channel) {
             self.pack(channel);
             channel.arena.set_packed(self.count(self.packed));
             channel.port.ring();
-            return Ok(Step::Progress);
+            moved = true;
         }
-        Ok(Step::Pending)
+        Ok(if moved { Step::Progress } else { Step::Pending })
+    }
+
+    /// Whether messages of other hosts may be what it waits for.
+    pub(super) fn exchanges(&self) -> bool {
+        self.relay.is_some() || self.cross.as_ref().is_some_and(|cross| cross.len() > 0)
     }
 
     /// The arena's count of chunks once `chunks` of this operation are done.
@@ -148,13 +138,17 @@ impl HostRun {
     }
 
     fn slot(&self, channel: &Channel, member: usize, chunk: usize) -> *mut u8 {
-        channel.arena.slot_ptr(member, (self.count(chunk) % channel.arena.slots() as u64) as usize)
+        channel.arena.slot_ptr(member, self.slot_index(channel, chunk))
+    }
+
+    /// Which slot holds `chunk`.
+    fn slot_index(&self, channel: &Channel, chunk: usize) -> usize {
+        (self.count(chunk) % channel.arena.slots() as u64) as usize
     }
 
     /// "Slot reuse": every member is done with the chunk that last used the slot of the next chunk to pack.
     fn may_pack(&self, channel: &Channel) -> bool {
-        let needed = (self.count(self.packed) + 1).saturating_sub(channel.arena.slots() as u64);
-        channel.arena.all_done(needed)
+        channel.arena.free_slot(self.count(self.packed)).is_some()
     }
 
     fn pack(&mut self, channel: &Channel) {
@@ -185,23 +179,21 @@ impl HostRun {
     }
 
     /// Reduces this member's part of the next chunk.
-    fn reduce(&mut self, channel: &mut Channel) -> Result<Step> {
+    fn reduce(&mut self, channel: &Channel) {
         self.plan.steps(self.reduced, &mut self.steps);
         if let (Some(part), Some(fold)) = (self.steps.reduce, self.fold) {
-            if self.cross.is_some() {
-                if self.reduce_across(channel, part, fold)? == Step::Pending {
-                    return Ok(Step::Pending);
-                }
-            } else {
-                self.reduce_here(channel, part, fold);
-            }
+            self.reduce_here(channel, part, fold);
         }
+        self.finish_reduction(channel);
+    }
+
+    /// Says that this member's part of the oldest chunk that is not reduced holds the result.
+    fn finish_reduction(&mut self, channel: &Channel) {
         self.reduced += 1;
-        if self.steps.after == UnpackAfter::Reduced {
+        if self.plan.shares() {
             channel.arena.set_reduced(self.count(self.reduced));
             channel.port.ring();
         }
-        Ok(Step::Progress)
     }
 
     fn reduce_here(&self, channel: &Channel, part: ReducePart, fold: Fold) {
@@ -234,30 +226,25 @@ impl HostRun {
         place.map_or(std::ptr::null(), |memory| memory.ptr().cast_const())
     }
 
-    /// Reduces the slice over this host's members and all hosts.
-    fn reduce_across(&mut self, channel: &mut Channel, part: ReducePart, fold: Fold) -> Result<Step> {
-        let Some(mut cross) = self.cross.take() else { return Ok(Step::Ready(())) };
-        let slots = (0..channel.team.members().len()).map(|member| self.slot(channel, member, self.reduced)).collect();
-        let step = {
-            let mut slice =
-                Slice { fold, slots, me: channel.team.member(), part, regions: &self.regions, work: &mut cross.work };
-            slice.prepare();
-            if cross.exchange.is_none() {
-                let plan = cross.two_level.cross(cross.cross, part.slot.len, align(self.dtype));
-                cross.exchange = plan.map(Exchange::new);
-            }
-            let name = |host| cross.two_level.peer(host);
-            match &mut cross.exchange {
-                Some(exchange) => exchange.poll(channel.link.as_mut(), &name, &mut cross.greetings, &mut slice),
-                None => Ok(Step::Ready(())),
-            }
-        };
-        if matches!(step, Ok(Step::Ready(()))) {
-            cross.exchange = None;
+    /// Begins with the slice of the next chunk, if it is packed, and moves the slices under way on between hosts.
+    ///
+    /// Returns whether anything moved.
+    fn reduce_across(&mut self, channel: &mut Channel) -> Result<bool> {
+        let Some(mut cross) = self.cross.take() else { return Ok(false) };
+        let next = self.reduced + cross.len();
+        let mut moved = false;
+        if next < self.packed && self.all_packed(channel, next) {
+            self.plan.steps(next, &mut self.steps);
+            cross.begin(next, self.slot_index(channel, next), self.steps.reduce);
+            moved = true;
+        }
+        moved |= cross.poll(channel, &self.regions)?;
+        while cross.finish() {
+            self.finish_reduction(channel);
+            moved = true;
         }
         self.cross = Some(cross);
-        // Messages that moved are no finished slice: the caller goes on only when the exchange is over.
-        Ok(if step? == Step::Ready(()) { Step::Ready(()) } else { Step::Pending })
+        Ok(moved)
     }
 
     /// Whether the members that the oldest reduced chunk is unpacked from are ready for it.
@@ -266,7 +253,7 @@ impl HostRun {
         let needed = self.count(self.unpacked + 1);
         match self.steps.after {
             UnpackAfter::Packed => self.all_packed(channel, self.unpacked),
-            UnpackAfter::Reduced => self.steps.unpack.iter().all(|unpack| channel.arena.reduced(unpack.from) >= needed),
+            UnpackAfter::Reduced => channel.arena.all_reduced(needed),
         }
     }
 
@@ -307,8 +294,9 @@ impl HostRun {
         if !self.agreed {
             return channel.unannounced(self.print);
         }
-        if let Some(exchange) = self.cross.as_ref().and_then(|cross| cross.exchange.as_ref()) {
-            return exchange.missing().into_iter().map(|rank| channel.team.global(rank)).collect();
+        let far = self.cross.as_ref().map_or_else(Vec::new, CrossRun::missing);
+        if !far.is_empty() {
+            return far.into_iter().map(|rank| channel.team.global(rank)).collect();
         }
         let behind = |member: &usize| {
             let (packed, reduced) = (channel.arena.packed(*member), channel.arena.reduced(*member));

@@ -7,6 +7,7 @@
 
 mod channel;
 mod choose;
+mod cross;
 mod exchange;
 mod fold;
 mod ground;
@@ -14,8 +15,11 @@ mod host;
 mod inline;
 mod operation;
 mod regions;
+mod ringing;
 mod rounds;
 mod routes;
+#[cfg(test)]
+mod seeded;
 mod slice;
 mod team;
 #[cfg(test)]

@@ -67,11 +67,18 @@ impl RoundRun {
         }
         let names = &self.names;
         let name = |position: usize| names.as_ref().map_or(position, |names| names[position]);
-        let step = self.exchange.poll(channel.link.as_mut(), &name, &mut self.greetings, &mut self.area)?;
+        let link = channel.link.as_mut();
+        link.progress()?;
+        let step = self.exchange.poll(link, &name, &mut self.greetings, &mut self.area, &|_| (true, true))?;
         if step == Step::Ready(()) {
             self.area.end();
         }
         Ok(step)
+    }
+
+    /// Whether it is the turn of messages, and not of announcements.
+    pub(super) fn exchanges(&self) -> bool {
+        self.agreed
     }
 
     /// The global ranks that hold the operation up.

@@ -5,6 +5,7 @@ use super::fold::Fold;
 use super::regions::Regions;
 use crate::device::host::{Finish, Sink, Source, partial_size, reduce};
 use crate::plan::{Combine, ReducePart, Span, Values};
+use crate::transport::shm::Arena;
 
 /// One owner's slice of one chunk. Spans count from the start of the slice.
 ///
@@ -12,9 +13,9 @@ use crate::plan::{Combine, ReducePart, Span, Values};
 /// write until it publishes `reduced`.
 pub(super) struct Slice<'a> {
     pub(super) fold: Fold,
-    /// The chunk's slot of each member.
-    pub(super) slots: Vec<*mut u8>,
-    pub(super) me: usize,
+    pub(super) arena: &'a Arena,
+    /// The chunk's slot.
+    pub(super) slot: usize,
     pub(super) part: ReducePart,
     pub(super) regions: &'a Regions,
     /// Partial values, in words so that they are aligned.
@@ -33,7 +34,7 @@ impl Slice<'_> {
     }
 
     fn slot(&self, member: usize, element: usize) -> *mut u8 {
-        self.slots[member].wrapping_add((self.part.slot.start + element) * self.fold.dtype.size())
+        self.arena.slot_ptr(member, self.slot).wrapping_add((self.part.slot.start + element) * self.fold.dtype.size())
     }
 
     /// Copies final elements from the slice of the own slot to the output.
@@ -45,7 +46,7 @@ impl Slice<'_> {
             output,
             span.len,
             |memory, offset| {
-                let from = self.slot(self.me, span.start + offset).cast_const();
+                let from = self.slot(self.arena.me(), span.start + offset).cast_const();
                 // SAFETY: the span lies in the slice, which this rank has just written; the operation owns its output.
                 unsafe { std::ptr::copy_nonoverlapping(from, memory.ptr(), memory.len()) };
                 debug_assert_eq!(memory.len() % size, 0);
@@ -66,7 +67,7 @@ impl Area for Slice<'_> {
         let sink = [Sink::Partial(self.partial(span.start))];
         let source = |member| Source::Elements(self.slot(member, span.start));
         // SAFETY: the slots are readable (see the type), and the work area holds the slice's partial values.
-        unsafe { self.fold.members(None, self.slots.len(), source, span.len, &sink, Finish::NONE) };
+        unsafe { self.fold.members(None, self.arena.members(), source, span.len, &sink, Finish::NONE) };
     }
 
     fn take(&mut self, combine: Combine, span: Span, bytes: &[u8]) {
@@ -76,7 +77,7 @@ impl Area for Slice<'_> {
         match combine {
             // SAFETY: `bytes` holds the span's values; the slice is this rank's to write.
             Combine::Copy => unsafe {
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.slot(self.me, span.start), bytes.len());
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.slot(self.arena.me(), span.start), bytes.len());
             },
             // SAFETY: `bytes` and the work area hold the span's partial values.
             Combine::Reduce => unsafe {
@@ -86,7 +87,7 @@ impl Area for Slice<'_> {
                 let source = |member| Source::Elements(self.slot(member, span.start));
                 // SAFETY: as for `load`, after the partial values received.
                 unsafe {
-                    self.fold.members(Some(received), self.slots.len(), source, span.len, &sink, Finish::NONE);
+                    self.fold.members(Some(received), self.arena.members(), source, span.len, &sink, Finish::NONE);
                 }
             }
         }
@@ -97,7 +98,7 @@ impl Area for Slice<'_> {
 
     fn finish(&mut self, span: Span) {
         let source = [Source::Partial(self.partial(span.start))];
-        let sink = [Sink::Elements(self.slot(self.me, span.start))];
+        let sink = [Sink::Elements(self.slot(self.arena.me(), span.start))];
         // SAFETY: the work area holds the span's partial values; the slice of the own slot is this rank's to write, and
         // its packed input has been reduced.
         unsafe { reduce(self.fold.dtype, self.fold.op, &source, span.len, &sink, self.fold.finish) };
@@ -110,7 +111,7 @@ impl Area for Slice<'_> {
                 let size = partial_size(self.fold.dtype);
                 (self.work.as_ptr().cast::<u8>().wrapping_add(span.start * size), span.len * size)
             }
-            Values::Final => (self.slot(self.me, span.start).cast_const(), span.len * self.fold.dtype.size()),
+            Values::Final => (self.slot(self.arena.me(), span.start).cast_const(), span.len * self.fold.dtype.size()),
         };
         // SAFETY: the span lies in the slice; nobody writes these values while the shared slice is borrowed.
         bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(from, len) });

@@ -34,6 +34,7 @@ impl Random {
 pub(crate) struct Shape {
     /// Ranks on each pretend host.
     pub(crate) hosts: Vec<usize>,
+    /// Bytes of a chunk; slots are whole pages.
     pub(crate) slot_bytes: usize,
     pub(crate) slots: usize,
     pub(crate) algorithm: Algorithm,
@@ -79,6 +80,7 @@ impl Shape {
                     crowded: true,
                     deadline: Duration::from_secs(60),
                     warning: Duration::from_secs(30),
+                    abroad: None,
                     absence: Box::new(|_| None),
                 });
                 let me = self.hosts[..host].iter().sum::<usize>() + member;
@@ -92,7 +94,9 @@ impl Shape {
                 let routes = Box::new(Routes::new(Arc::clone(&port), &team, &arena, link));
                 let layout = Layout { hosts: self.hosts.len(), ranks, contiguous: true };
                 let table = Table::new(layout, Thresholds::DEFAULT, self.deterministic, self.algorithm).unwrap();
-                channels.push(Channel::new(port, team, arena, routes, table));
+                let mut channel = Channel::new(port, team, arena, routes, table);
+                channel.chunk_bytes = self.slot_bytes;
+                channels.push(channel);
             }
         }
         channels
@@ -121,7 +125,13 @@ pub(crate) fn run(channels: &mut [Channel], random: &mut Random) -> Vec<crate::R
                 Err(error) => ended[rank] = Some(Err(error)),
             }
         }
-        assert!(stuck < 100_000, "deadlock: {channels:?}");
+        assert_moves(stuck, channels);
     }
     ended.into_iter().map(|end| end.expect("all have ended")).collect()
+}
+
+/// # Panics
+/// After so many polls in a row that found nothing: nobody will ever move.
+pub(crate) fn assert_moves(polls: usize, channels: &[Channel]) {
+    assert!(polls < 100_000, "deadlock: {channels:?}");
 }

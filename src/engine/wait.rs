@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Step;
 use crate::error::{Error, Failure, Result};
-use crate::membership::Absence;
+use crate::membership::{Absence, Core, Waiting};
 use crate::os::sync::{spin_loop, yield_now};
 use crate::transport::shm::Control;
 
@@ -15,6 +15,10 @@ const SPINS: u32 = 2000;
 const SLEEP_AFTER: Duration = Duration::from_millis(1);
 /// A sleeper looks this often at its deadline, and whether those it waits for still exist; all else rings its doorbell.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+/// MPI does not wake anybody, and a message that moves in several steps needs its receiver awake: who waits for another
+/// host naps so long at first, then twice as long each time, and never longer than the last. The leaders' doorbell ends a
+/// nap when something comes after a pause.
+const NAPS: [Duration; 2] = [Duration::from_micros(50), Duration::from_millis(10)];
 
 /// What a rank needs to wait and to be woken: its place in the host's control segment, and its patience.
 pub(crate) struct Port {
@@ -23,6 +27,8 @@ pub(crate) struct Port {
     pub(crate) crowded: bool,
     pub(crate) deadline: Duration,
     pub(crate) warning: Duration,
+    /// The job's other hosts, where there are any.
+    pub(crate) abroad: Option<Arc<Core>>,
     /// Says why a global rank does not come, if there is something to tell.
     pub(crate) absence: Box<dyn Fn(u32) -> Option<Absence> + Send + Sync>,
 }
@@ -61,8 +67,8 @@ impl Port {
 
     /// Backs off once after a poll that found nothing: spin, yield, or sleep until the doorbell rings.
     ///
-    /// `recheck` is called between announcing a sleep and sleeping ("publish-then-sleep" in
-    /// `transport/shm/README.md`), and calls the sleep off by returning true.
+    /// A wait for another host ([`Idle::expect_messages`]) only takes naps. `recheck` is called between announcing a
+    /// sleep and sleeping ("publish-then-sleep" in `transport/shm/README.md`), and calls the sleep off by returning true.
     pub(crate) fn back_off(&self, idle: &mut Idle, longest: Duration, recheck: impl FnOnce() -> bool) {
         idle.polls += 1;
         if !self.crowded && idle.polls < SPINS {
@@ -71,8 +77,11 @@ impl Port {
             yield_now();
         } else {
             idle.slept = true;
+            if idle.messages && idle.waiting.is_none() {
+                idle.waiting = self.abroad.as_ref().map(|core| core.wait_for_hosts());
+            }
             let recheck = || recheck() || self.control.aborted();
-            self.control.sleep(Some(longest.min(LONGEST_SLEEP)), recheck);
+            self.control.sleep(Some(longest.min(idle.next_sleep())), recheck);
         }
     }
 }
@@ -83,9 +92,27 @@ pub(crate) struct Idle {
     polls: u32,
     since: Option<Instant>,
     slept: bool,
+    messages: bool,
+    /// The last nap, once there was one.
+    nap: Option<Duration>,
+    /// Keeps this host's leader asking the others whether they are there.
+    waiting: Option<Waiting>,
 }
 
 impl Idle {
+    /// Says whether a message of another host may end the wait.
+    pub(crate) fn expect_messages(&mut self, messages: bool) {
+        self.messages = messages;
+    }
+
+    fn next_sleep(&mut self) -> Duration {
+        if !self.messages {
+            return LONGEST_SLEEP;
+        }
+        let [first, longest] = NAPS;
+        *self.nap.insert(self.nap.map_or(first, |nap| (nap * 2).min(longest)))
+    }
+
     /// Whether the wait has become long enough to sleep, and to ask why.
     pub(crate) fn sleeps(&self) -> bool {
         self.slept
@@ -100,28 +127,34 @@ impl Idle {
 
 /// Polls until the operation is ready, the job fails, or the deadline passes.
 ///
-/// `missing` names the operation and the global ranks that it waits for; it is asked only when something must be said.
+/// `messages` says whether a message of another host may be what it waits for. `missing` names the operation and the
+/// global ranks that it waits for; it is asked only when something must be said.
 pub(crate) fn block<S, T>(
     port: &Port,
     state: &mut S,
     mut poll: impl FnMut(&mut S) -> Result<Step<T>>,
+    messages: impl Fn(&S) -> bool,
     missing: impl Fn(&S) -> (String, Vec<u32>),
 ) -> Result<T> {
     let mut idle = Idle::default();
     let mut warned = false;
+    // How long the wait had lasted when it was last asked who is missing.
+    let mut asked = Duration::ZERO;
     let mut outcome = poll(state)?;
     loop {
         match outcome {
             Step::Ready(value) => return Ok(value),
             Step::Progress => {
                 idle = Idle::default();
+                asked = Duration::ZERO;
                 outcome = poll(state)?;
                 continue;
             }
             Step::Pending => port.check()?,
         }
-        if idle.sleeps() {
+        if idle.sleeps() && idle.waited().saturating_sub(asked) >= LONGEST_SLEEP.min(port.deadline) {
             let waited = idle.waited();
+            asked = waited;
             let (what, ranks) = missing(state);
             port.expect(&what, &ranks)?;
             if waited >= port.deadline && !port.is_paused() {
@@ -132,6 +165,7 @@ pub(crate) fn block<S, T>(
                 crate::event::tell_warning(&format!("{what}: waiting for {waited:.0?}; {}", port.blame(&ranks)));
             }
         }
+        idle.expect_messages(messages(state));
         let mut found = Ok(Step::Pending);
         port.back_off(&mut idle, port.deadline, || {
             found = poll(state);

@@ -16,8 +16,10 @@ use crate::event;
 const LINGER: Duration = Duration::from_secs(1);
 /// While nothing moves, how often to ask whether the ranks that are waited for still exist.
 const LOOK: Duration = Duration::from_millis(100);
-/// What other hosts send rings no bell of this one: how long to sleep between looks.
-const REMOTE: Duration = Duration::from_micros(500);
+/// Messages between hosts move only while both ends look. While some are under way, how long to sleep between looks.
+const UNDER_WAY: Duration = Duration::from_micros(500);
+/// The same while another host may begin to speak: that rings a bell, but the bell may be faster than the message.
+const EXPECTED: Duration = Duration::from_millis(5);
 
 /// The named operations of one set on one rank.
 ///
@@ -249,7 +251,8 @@ impl Core {
 
     fn wake_at(&self, now: Duration, team: &Team) -> Option<Duration> {
         let parts = self.parts.as_ref()?;
-        let remote = (!team.is_local()).then(|| now + REMOTE);
+        let moves = parts.running.is_some() || !(parts.wires.is_flushed() && parts.channel.is_flushed());
+        let remote = (!team.is_local()).then(|| now + if moves { UNDER_WAY } else { EXPECTED });
         [parts.wires.tick_at(), remote].into_iter().flatten().min()
     }
 
@@ -441,7 +444,8 @@ impl Core {
         if let Some(parts) = self.parts.as_mut().filter(|_| !matches!(error, Error::Failed(_))) {
             let team = parts.channel.team();
             let rank = parts.culprit().unwrap_or_else(|| team.global(team.rank()));
-            parts.channel.arena().poison(rank);
+            // All operations: the set has no others to finish.
+            parts.channel.arena().poison(1, rank);
             parts.wires.say_farewell(rank);
             port.ring();
         }
@@ -457,6 +461,12 @@ impl Core {
             parts.channel.poison(error.clone());
             parts.batches.clear();
             running = parts.running.take();
+            let end = match error {
+                Error::Failed(failure) => Event::Failed(failure),
+                error => Event::Poisoned(error),
+            };
+            // What it would have the set do ends with the set: all tickets are taken out below.
+            parts.coordinator.step(now, end, &mut Vec::new());
         }
         for entry in running.into_iter().flat_map(|running| running.entries) {
             self.tickets.end(entry, Err(error.clone()));
@@ -478,7 +488,7 @@ impl Parts {
 
     /// The global rank because of which another member or host has given up.
     fn culprit(&self) -> Option<u32> {
-        self.channel.arena().poisoned().or_else(|| self.wires.farewell())
+        self.channel.arena().poisoned(u64::MAX).or_else(|| self.wires.farewell())
     }
 
     /// What the set waits for, and the global ranks without which it cannot go on.

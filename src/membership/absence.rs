@@ -56,12 +56,14 @@ impl Roster {
         format!("rank {rank} on {}", self.topology.host_name(rank))
     }
 
-    /// Why the global rank does not come, if it sits on this host and there is something to tell. Reads `/proc`: for
-    /// waits that take long, not for each turn of a loop.
+    /// Why the global rank does not come, if there is something to tell. Of ranks of other hosts only leaders know.
+    /// Reads `/proc`: for waits that take long, not for each turn of a loop.
     pub(crate) fn missing(&self, rank: usize) -> Option<Absence> {
-        if self.topology.host_of(rank) != self.topology.host_index() {
-            return None;
-        }
+        let host = self.topology.host_of(rank);
+        if host == self.topology.host_index() { self.missing_here(rank) } else { self.missing_there(rank, host) }
+    }
+
+    fn missing_here(&self, rank: usize) -> Option<Absence> {
         let local = self.topology.local_rank_of(rank);
         let pid = self.topology.place(rank).pid;
         let who = self.who(rank);
@@ -86,22 +88,87 @@ impl Roster {
         }
     }
 
-    /// What is known of a global rank, as a remark beside its number.
-    pub(crate) fn whereabouts(&self, rank: usize) -> String {
-        let place = self.topology.place(rank);
-        let host = self.topology.host_name(rank);
-        match self.missing(rank).map(|absence| absence.cause) {
-            Some(Cause::Left) => format!("left the job on {host}: its last Kolo was dropped"),
-            Some(Cause::Dead) => format!("ended on {host}, pid {}", place.pid),
-            Some(Cause::Stopped) => {
-                format!("stopped on {host} by a signal or a debugger; `kill -CONT {}` lets it go on", place.pid)
+    fn missing_there(&self, rank: usize, host: usize) -> Option<Absence> {
+        let who = self.who(rank);
+        let (cause, text) = match self.hosts.state(host) {
+            HostState::Up => return None,
+            // The others of that host may be there.
+            HostState::Left if self.topology.local_rank_of(rank) > 0 => return None,
+            HostState::Left => (
+                Cause::Left,
+                format!(
+                    "{who} has left the job (its last Kolo was dropped); keep it alive for as long as others need it"
+                ),
+            ),
+            HostState::Silent => {
+                (Cause::Stopped, format!("{who} does not answer: that host is stopped, or the network is cut"))
             }
-            None => match self.hosts.state(self.topology.host_of(rank)) {
-                HostState::Up => format!("on {host}, pid {}", place.pid),
-                HostState::Left => format!("on {host}, whose first rank has left the job"),
-                HostState::Silent => format!("on {host}, which does not answer: stopped, or the network is cut"),
-                HostState::Lost => format!("on {host}, to which the connection is lost"),
-            },
+            HostState::Lost => (Cause::Dead, format!("{who} is gone: the connection to that host is lost")),
+        };
+        Some(Absence { rank: rank as u32, cause, text })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    use super::*;
+    use crate::os::cpu::CpuMask;
+    use crate::os::process::Identity;
+    use crate::topology::Place;
+    use crate::transport::shm::Memory;
+
+    fn place(identity: &str, process: Identity) -> Place {
+        let Identity { pid, start_time } = process;
+        Place {
+            identity: identity.to_owned(),
+            hostname: identity.to_owned(),
+            pid,
+            start_time,
+            cpus: CpuMask::default(),
+            quota: None,
         }
+    }
+
+    #[test]
+    fn left_stopped_and_dead_ranks_are_told_apart() {
+        let me = Identity::current().expect("/proc");
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().expect("cat runs");
+        let peer = Identity::of(child.id()).expect("it runs");
+        let places = vec![place("a", me), place("a", peer), place("b", me), place("b", me)];
+        let topology = Arc::new(Topology::new(0, places, &[]).expect("valid"));
+        let mapping = Arc::new(crate::os::memory::Mapping::anonymous(Control::bytes(2)).expect("memory"));
+        let control = |member| Control::new(&Memory::new(Arc::clone(&mapping)), 2, member).expect("control");
+        control(0).join(0, me);
+        control(1).join(1, peer);
+        let roster = Roster { topology, control: control(0), hosts: Hosts::new(2), pid: me.pid };
+        assert_eq!(roster.missing(1), None);
+
+        let pid = Pid::from_raw(child.id() as i32).expect("a pid");
+        kill_process(pid, Signal::STOP).expect("it stops");
+        while roster.missing(1).is_none() {
+            std::thread::yield_now();
+        }
+        let absence = roster.missing(1).expect("stopped");
+        assert!(!absence.is_final() && absence.rank == 1 && absence.cause == Cause::Stopped);
+        assert!(absence.to_string().contains(&format!("kill -CONT {}", child.id())), "{absence}");
+
+        kill_process(pid, Signal::KILL).expect("it dies");
+        child.wait().expect("reaped");
+        let absence = roster.missing(1).expect("dead");
+        assert!(absence.is_final() && absence.to_string().ends_with("has ended"), "{absence}");
+        assert!(control(1).leave());
+        assert_eq!(roster.missing(1).expect("left").cause, Cause::Left);
+
+        assert_eq!(roster.missing(2), None);
+        roster.hosts.set(1, HostState::Silent);
+        assert!(!roster.missing(3).expect("silent").is_final());
+        roster.hosts.set(1, HostState::Left);
+        assert_eq!((roster.missing(2).expect("left").cause, roster.missing(3)), (Cause::Left, None));
+        roster.hosts.set(1, HostState::Lost);
+        assert!(roster.missing(3).expect("lost").to_string().starts_with("rank 3 on b is gone"));
     }
 }

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::error::{Error, Failure, Result};
 use crate::event::{self, Event, Sink};
+use crate::os::process::{self, State};
+use crate::os::time;
 use crate::tensor::Reserve;
 use crate::topology::Topology;
 use crate::transport::bootstrap::Bootstrap;
@@ -27,8 +29,8 @@ use crate::transport::link::Links;
 use crate::transport::shm::{Control, MemberState};
 use crate::transport::{Link, Stamp};
 
-pub(crate) use absence::{Absence, Cause, Roster};
-pub(crate) use hosts::{HostState, Hosts, Waiting};
+pub(crate) use absence::{Absence, Roster};
+pub(crate) use hosts::{Hosts, Waiting};
 pub(crate) use last_words::{panic_text, record_panics};
 pub(crate) use share::Way;
 pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
@@ -79,11 +81,11 @@ pub(crate) struct Job {
 
 /// What a rank holds for as long as it belongs to the job. Fields go in this order.
 pub(crate) struct JobParts {
-    pub(crate) watcher: Option<Watcher>,
+    pub(crate) _watcher: Option<Watcher>,
     pub(crate) bootstrap: Mutex<Box<dyn Bootstrap>>,
     /// Makes an exit of the process while the rank belongs to the job a failure.
     #[cfg(feature = "mpi")]
-    pub(crate) live: Option<crate::transport::mpi::LiveGuard>,
+    pub(crate) _live: Option<crate::transport::mpi::LiveGuard>,
 }
 
 /// What a [`Core`] is made of.
@@ -178,13 +180,13 @@ impl Core {
         first
     }
 
-    /// Tells the user and the other hosts of the failure, and takes on the duty to end the job.
+    /// Sees to it that the user and the other hosts hear of the failure, and takes on the duty to end the job.
     fn tell(self: &Arc<Self>, failure: &Failure) {
         self.winner.store(true, Ordering::Release);
-        if self.world.tells() {
-            event::tell_error(&failure.to_string());
-        }
         self.forward();
+        if !self.leader_tells() {
+            self.tell_user(failure);
+        }
         self.nudge.look();
         if !self.watched && self.world.has_processes() {
             // A job of one process: nobody watches, and the program may ignore what it was told.
@@ -196,9 +198,37 @@ impl Core {
         }
     }
 
+    /// Tells the other hosts of a host that is gone, and takes on the duty to end the job.
+    fn take_duty(&self, failure: &Failure) {
+        self.winner.store(true, Ordering::Release);
+        if let Some(links) = &self.links {
+            links.abort(failure);
+        }
+    }
+
+    /// Whether a failure is one of this host, and not one that another host told of.
+    fn is_own(&self, failure: &Failure) -> bool {
+        self.topology.host().ranks.contains(&(failure.rank as usize))
+    }
+
+    fn tell_user(&self, failure: &Failure) {
+        if self.world.tells() {
+            event::tell_error(&failure.to_string());
+        }
+    }
+
+    /// Whether this host's leader tells the user. It hears from the other hosts, which may have failed at the same time;
+    /// one host tells.
+    fn leader_tells(&self) -> bool {
+        let leader = self.topology.host().ranks[0];
+        let runs = || matches!(process::state(self.topology.place(leader).pid), State::Running | State::Sleeping);
+        self.topology.hosts().len() > 1 && self.control.state(0) == MemberState::Joined && runs()
+    }
+
     /// Tells the other hosts of the failure, once, if this rank leads its host.
     fn forward(&self) {
         if let (Some(links), Some(failure)) = (&self.links, self.control.failure())
+            && self.is_own(&failure)
             && !self.forwarded.swap(true, Ordering::AcqRel)
         {
             links.abort(&failure);
@@ -242,6 +272,14 @@ impl Core {
         self.world.abort();
     }
 
+    /// Lets the rank that failed be heard: some launchers end all processes as soon as the first one exits.
+    fn linger(&self) {
+        if self.world.has_processes() && !self.winner.load(Ordering::Acquire) {
+            let listens = if self.topology.hosts().len() > 1 { watch::LISTEN } else { Duration::ZERO };
+            thread::sleep(listens + Duration::from_millis(50));
+        }
+    }
+
     /// Waits until the others of this host are gone, for as long as the grace lasts. Other hosts get all of it.
     fn await_witnesses(&self) {
         let end = Instant::now() + GRACE;
@@ -273,10 +311,10 @@ impl Core {
         ));
     }
 
-    /// Prints once that a wait takes long. `text` says what is waited for, and who is missing.
-    pub(crate) fn stalled(&self, what: &str, waited: Duration, text: &str) {
-        event::tell_warning(&format!("{}: {what} has waited for {waited:.0?}; {text}", self.roster.who(self.rank())));
-        self.sink.event(&Event::Stalled { what: what.to_owned(), waited });
+    /// Asks all ranks of the job for patience, for so long from now.
+    pub(crate) fn pause(&self, duration: Duration) {
+        self.control.pause_until(time::monotonic().saturating_add(duration));
+        self.nudge.look();
     }
 
     /// Wakes the ranks of another host that sleep, by way of the leaders.
@@ -311,6 +349,7 @@ impl Core {
 
 impl Job {
     pub(crate) fn new(core: Arc<Core>, parts: JobParts) -> Self {
+        core.sink.event(&Event::Joined { rank: core.rank() as u32 });
         Self { core, parts: Some(parts) }
     }
 
@@ -367,6 +406,8 @@ impl Drop for Job {
         self.core.end_if_winner();
         if self.core.check().is_ok() {
             self.core.sink.event(&Event::Left { rank: self.core.rank() as u32 });
+        } else {
+            self.core.linger();
         }
         self.core.control.leave();
         drop(parts);

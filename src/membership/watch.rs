@@ -15,11 +15,12 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::hosts::HostState;
-use super::{Core, GRACE, panic_text};
+use super::{Core, GRACE, Way, panic_text};
 use crate::error::{Error, Failure, Result};
 use crate::event::tell_warning;
 use crate::os::ending;
 use crate::os::process::{Identity, PidFd};
+use crate::os::time;
 use crate::transport::link::LinkEvent;
 use crate::transport::shm::MemberState;
 
@@ -61,6 +62,8 @@ const REASON: Duration = Duration::from_millis(100);
 const HOST_GONE: Duration = Duration::from_millis(1500);
 /// How much later each further leader tells.
 const NEXT_LEADER: Duration = Duration::from_millis(100);
+/// How long a host listens, after a failure of its own, for hosts before it that failed at the same time and tell.
+pub(super) const LISTEN: Duration = Duration::from_millis(100);
 /// How often hosts are asked while somebody waits for them.
 const HEARTBEAT: Duration = Duration::from_millis(100);
 
@@ -195,6 +198,17 @@ impl Peer {
     }
 }
 
+/// What a leader has told the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Telling {
+    /// There was nothing to tell.
+    Nothing,
+    /// It tells then, unless a host before it does.
+    At(Instant),
+    /// It has told, or leaves it to another.
+    Done,
+}
+
 /// A host that is gone without a reason. This host's ranks learn of it soon; the user, if nobody else tells.
 #[derive(Debug)]
 struct Lost {
@@ -212,6 +226,10 @@ struct Watch {
     peers: Vec<Peer>,
     /// When to end the job if whoever should have done it has not.
     force_at: Option<Instant>,
+    /// Until when this host is known to be patient by the others.
+    paused_until: Duration,
+    /// Where the telling of a failure of this host stands.
+    telling: Telling,
     /// The first host that was lost.
     lost: Option<Lost>,
 }
@@ -230,7 +248,16 @@ impl Watch {
             let fd = PidFd::open_identity(&process).unwrap_or(None);
             peers.push(Peer { local, process, fd });
         }
-        Ok(Self { core, stop, doorway, peers, force_at: None, lost: None })
+        Ok(Self {
+            core,
+            stop,
+            doorway,
+            peers,
+            force_at: None,
+            paused_until: Duration::ZERO,
+            telling: Telling::Nothing,
+            lost: None,
+        })
     }
 
     fn run(&mut self) {
@@ -247,6 +274,14 @@ impl Watch {
             && !self.core.control.aborted()
         {
             links.bye();
+        }
+        // The rank ends; what is to be told must be told.
+        self.look_at_telling();
+        while let Telling::At(_) = self.telling {
+            let heard = self.sleep();
+            self.drain();
+            self.listen(heard);
+            self.look_at_telling();
         }
         // The ranks of this host end because of a host that is gone, and nobody has told why yet.
         while let Some(lost) = self.lost.as_ref().filter(|lost| lost.failed) {
@@ -279,11 +314,14 @@ impl Watch {
     /// When to look though nobody said anything.
     fn timeout(&self) -> Option<Duration> {
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
-        let blind = self.peers.iter().any(|peer| peer.fd.is_none()).then_some(WITHOUT_PIDFD);
+        // Where peers could not open memory through /proc, they could not open this thread's pipe either.
+        let deaf = self.core.links.is_some() && self.core.way == Way::Named;
+        let blind = (deaf || self.peers.iter().any(|peer| peer.fd.is_none())).then_some(WITHOUT_PIDFD);
         let force = self.force_at.map(until);
         let lost = self.lost.as_ref().map(|lost| until(if lost.failed { lost.tell_at } else { lost.fail_at }));
         let heartbeat = (self.core.links.is_some() && self.core.roster.hosts.awaited()).then_some(HEARTBEAT);
-        [blind, force, lost, heartbeat].into_iter().flatten().min()
+        let telling = if let Telling::At(at) = self.telling { Some(until(at)) } else { None };
+        [blind, force, lost, heartbeat, telling].into_iter().flatten().min()
     }
 
     /// Passes on what other ranks of this host ask for.
@@ -319,9 +357,17 @@ impl Watch {
         let name = |host: usize| &core.topology.hosts()[host].name;
         match event {
             LinkEvent::Rang { .. } => core.control.bells().ring_all(),
-            LinkEvent::Aborted { failure, .. } => {
+            LinkEvent::Aborted { host, failure } => {
                 core.fail_elsewhere(&failure);
                 self.lost = None;
+                if host < core.topology.host_index() {
+                    self.telling = Telling::Done;
+                }
+            }
+            LinkEvent::Paused { duration, .. } => {
+                core.control.pause_until(time::monotonic().saturating_add(duration));
+                // They know.
+                self.paused_until = core.control.paused_until();
             }
             LinkEvent::Left { host } => hosts.set(host, HostState::Left),
             LinkEvent::Silent { host, since } => {
@@ -383,12 +429,36 @@ impl Watch {
 
     fn look_at_job(&mut self) {
         self.look_at_lost();
+        self.look_at_pause();
         if self.core.control.aborted() {
             self.core.forward();
-            self.core.end_if_winner();
+            self.look_at_telling();
+            if !matches!(self.telling, Telling::At(_)) {
+                self.core.end_if_winner();
+            }
             if self.force_at.take_if(|at| *at <= Instant::now()).is_some() {
                 self.core.end_by_force();
             }
+        }
+    }
+
+    /// Tells of a failure of this host, if this rank leads it and there are others.
+    fn look_at_telling(&mut self) {
+        let now = Instant::now();
+        if self.core.links.is_none() || self.telling == Telling::Done {
+            return;
+        }
+        let Some(failure) = self.core.control.failure().filter(|failure| self.core.is_own(failure)) else { return };
+        let before = self.core.topology.host_index() > 0;
+        let at = match self.telling {
+            Telling::At(at) => at,
+            _ if before => now + LISTEN,
+            _ => now,
+        };
+        self.telling = Telling::At(at);
+        if at <= now {
+            self.telling = Telling::Done;
+            self.core.tell_user(&failure);
         }
     }
 
@@ -404,7 +474,19 @@ impl Watch {
             lost.failed = true;
         }
         if let Some(lost) = self.lost.take_if(|lost| lost.failed && lost.tell_at <= now) {
-            self.core.tell(&lost.failure);
+            self.core.tell_user(&lost.failure);
+            self.core.take_duty(&lost.failure);
+        }
+    }
+
+    /// Passes a pause that a rank of this host asked for on to the other hosts, whose clocks are not this one's.
+    fn look_at_pause(&mut self) {
+        let until = self.core.control.paused_until();
+        if let Some(links) = &self.core.links
+            && until > self.paused_until
+        {
+            self.paused_until = until;
+            links.pause(until.saturating_sub(time::monotonic()));
         }
     }
 }

@@ -175,6 +175,11 @@ impl HostPlan {
         self.count.div_ceil(self.step)
     }
 
+    /// Whether members read what others reduced: then each says when it has.
+    pub(crate) fn shares(&self) -> bool {
+        matches!(self.op, HostOp::TwoShot { .. })
+    }
+
     /// The elements of `0..count` that a chunk covers.
     pub(crate) fn span(&self, chunk: usize) -> Span {
         Span::new(0, self.count).piece(chunk, self.step)

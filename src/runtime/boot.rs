@@ -20,6 +20,7 @@ use crate::os::process::Identity;
 use crate::os::{cpu, host, random};
 use crate::topology::{Place, Topology};
 use crate::transport::bootstrap::{Bootstrap, Solo, Threads};
+use crate::transport::launcher::launched;
 use crate::transport::link::JobKey;
 use crate::transport::sim::Network;
 
@@ -78,10 +79,10 @@ pub(super) fn boot(settings: Result<Raw>, kind: Kind) -> Result<Kolo, Refusal> {
         Ok((core, watcher)) => {
             let bootstrap = Mutex::new(table.into_bootstrap());
             let parts = JobParts {
-                watcher,
+                _watcher: watcher,
                 bootstrap,
                 #[cfg(feature = "mpi")]
-                live: ground.live(&core),
+                _live: ground.live(&core),
             };
             Kolo::new(Arc::new(Job::new(core, parts))).map_err(|error| Refusal { error, tell: true, who })
         }
@@ -103,12 +104,15 @@ impl Kind {
         match self {
             Self::Thread { bootstrap, network } => Ok((Box::new(bootstrap), Ground::Threads(network))),
             #[cfg(feature = "mpi")]
-            Self::Launched { adopt } if adopt.is_some() || mpi::launched().is_some() => {
+            Self::Launched { adopt } if adopt.is_some() || launched().is_some() => {
                 let world = mpi::MpiWorld::start(adopt, deadline)?;
                 Ok((Box::new(mpi::MpiBootstrap::new(Arc::clone(&world), deadline)), Ground::Mpi(world)))
             }
             Self::Launched { .. } => {
-                let _ = deadline;
+                #[cfg(not(feature = "mpi"))]
+                if let Some(text) = launched().and_then(|launcher| launcher.contradicts_no_mpi()) {
+                    return Err(Error::config(text));
+                }
                 Ok((Box::new(Solo), Ground::Solo))
             }
         }
@@ -145,14 +149,8 @@ impl Ground {
     }
 }
 
-#[cfg(feature = "mpi")]
 fn launched_rank() -> Option<usize> {
-    mpi::launched().and_then(|launcher| launcher.rank)
-}
-
-#[cfg(not(feature = "mpi"))]
-fn launched_rank() -> Option<usize> {
-    None
+    launched().and_then(|launcher| launcher.rank)
 }
 
 /// What a rank tells first.
@@ -230,7 +228,8 @@ fn join(
     home.close();
     let (world, door) = ready.map_err(Stop::own)?;
 
-    let started = door.open(&topology, &greetings, &key, id, FIRST_EPOCH, deadline).and_then(|opened| {
+    let opened = door.open(&topology, home.way, &greetings, (&key, id, FIRST_EPOCH), deadline);
+    let started = opened.and_then(|opened| {
         let Home { control, reserve, way, .. } = home;
         let Opened { doorway, nudge, links } = opened;
         let parts = CoreParts { id, epoch: FIRST_EPOCH, topology, config, control, way, reserve, world, links, nudge };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::exchange::foreign;
 use crate::error::Result;
 use crate::fields::{put, take, take_array};
-use crate::membership::{Doorway, Nudge};
+use crate::membership::{Doorway, Nudge, Way};
 use crate::topology::Topology;
 use crate::transport::link::{Card, JobKey, Links, Listener, Party, Reach, connect};
 
@@ -56,12 +56,12 @@ impl Door {
     pub(super) fn open(
         self,
         topology: &Topology,
+        way: Way,
         greetings: &[Vec<u8>],
-        key: &JobKey,
-        job: u128,
-        epoch: u64,
+        party: (&JobKey, u128, u64),
         deadline: Duration,
     ) -> Result<Opened> {
+        let (key, job, epoch) = party;
         let own = self.doorway.as_ref().map(|doorway| Arc::clone(&doorway.write));
         let mut opened = Opened { doorway: self.doorway, nudge: Nudge { own, leader: None }, links: None };
         if topology.hosts().len() == 1 {
@@ -73,8 +73,12 @@ impl Door {
             let party = Party { me: topology.host_index(), hosts: &cards?, key, job, epoch };
             opened.links = Some(connect(listener, &party, deadline)?);
         } else {
-            let pipe = Doorway::open_peer(pipe(greetings, topology.host().ranks[0])?)?;
-            opened.nudge.leader = Some(Arc::new(pipe));
+            match Doorway::open_peer(pipe(greetings, topology.host().ranks[0])?) {
+                Ok(pipe) => opened.nudge.leader = Some(Arc::new(pipe)),
+                // The leader knows, and looks by itself.
+                Err(error) if way == Way::Named => log::debug!("{error}"),
+                Err(error) => return Err(error),
+            }
         }
         Ok(opened)
     }

@@ -3,10 +3,16 @@
 use std::error::Error as StdError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Builder, Kolo};
+use crate::error::Error;
 use crate::event;
 use crate::membership::panic_text;
+
+/// How long a rank whose set was poisoned waits for the failure that did it.
+const CAUSE: Duration = Duration::from_millis(300);
 
 /// What Rust programs exit with after a panic.
 const PANICKED: u8 = 101;
@@ -31,7 +37,11 @@ where
         // Somebody failed, and this rank did not need them any more.
         Ok(Ok(())) => ExitCode::FAILURE,
         Ok(Err(error)) => {
-            kolo.job.fail(in_words(&*error.into()));
+            let error = error.into();
+            if is_consequence(&*error) {
+                await_cause(&kolo);
+            }
+            kolo.job.fail(in_words(&*error));
             ExitCode::FAILURE
         }
         Err(payload) => {
@@ -41,6 +51,26 @@ where
     };
     kolo.job.end_if_winner();
     code
+}
+
+/// Whether another rank's error is behind this one, and says more.
+fn is_consequence(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if matches!(error.downcast_ref(), Some(Error::Poisoned(_))) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Lets the rank with the cause be the first to fail.
+fn await_cause(kolo: &Kolo) {
+    let end = Instant::now() + CAUSE;
+    while kolo.job.check().is_ok() && Instant::now() < end {
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// An error and what it came from, on one line.
@@ -62,7 +92,17 @@ fn in_words(error: &(dyn StdError + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
+
+    #[test]
+    fn an_error_behind_a_poisoned_set_is_known() {
+        let boxed = |error: Error| -> Box<dyn StdError + Send + Sync> { error.into() };
+        assert!(is_consequence(&*boxed(Error::Poisoned("gave up".into()))));
+        assert!(!is_consequence(&*boxed(Error::argument("wrong"))));
+        #[derive(Debug, thiserror::Error)]
+        #[error("step 7")]
+        struct Outer(#[source] Error);
+        assert!(is_consequence(&Outer(Error::Poisoned("gave up".into()))));
+    }
 
     #[test]
     fn errors_are_told_with_what_they_came_from_but_not_twice() {

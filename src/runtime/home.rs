@@ -146,3 +146,47 @@ impl Attempt<'_> {
         Control::new(&Memory::new(Arc::clone(mapping)), layout.ranks, self.topology.local_rank())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::os::cpu::CpuMask;
+    use crate::topology::Place;
+    use crate::transport::bootstrap::Threads;
+
+    #[test]
+    fn every_way_gives_all_ranks_the_same_memory_and_leaves_no_name() {
+        let me = Identity::current().expect("/proc");
+        let place = Place {
+            identity: "here".to_owned(),
+            hostname: "here".to_owned(),
+            pid: me.pid,
+            start_time: me.start_time,
+            cpus: CpuMask::default(),
+            quota: None,
+        };
+        for (number, way) in [Way::Threads, Way::Memfd, Way::Named].into_iter().enumerate() {
+            let id = u128::from(std::process::id()) << 64 | number as u128;
+            std::thread::scope(|scope| {
+                for (rank, bootstrap) in Threads::group(3, Duration::from_secs(60)).into_iter().enumerate() {
+                    let topology = Topology::new(rank, vec![place.clone(); 3], &[]).expect("valid");
+                    scope.spawn(move || {
+                        let mut table = Table::new(Box::new(bootstrap), "here".to_owned());
+                        let stamp = Stamp { job: id, epoch: 1, set: 0 };
+                        let attempt = Attempt { topology: &topology, stamp, reserve: 5000 };
+                        let (home, all) = attempt.run(&mut table, way, true).expect("nobody stops");
+                        let mut home = home.expect("opened");
+                        assert!(all);
+                        home.check_members(&topology).expect("shared");
+                        home.close();
+                        assert_eq!(home.reserve.left(), 8192, "whole pages");
+                        // The others look before this one goes.
+                        table.exchange(Ok(Vec::new())).expect("all come");
+                    });
+                }
+            });
+        }
+    }
+}

@@ -8,7 +8,6 @@ use crate::engine::Ground;
 use crate::error::{Error, Result};
 use crate::handle::Session;
 use crate::membership::Job;
-use crate::os::time;
 use crate::process_set::ProcessSet;
 use crate::tensor::{Element, SharedBuffer};
 
@@ -124,11 +123,11 @@ impl Kolo {
         self.job.check()
     }
 
-    /// Asks all ranks of this host to be patient for so long: deadlines and warnings of waits count from then on.
+    /// Asks all ranks to be patient for so long: deadlines and warnings of waits count from then on.
     ///
     /// For work on one rank that the others wait for: an evaluation, a long checkpoint.
     pub fn pause(&self, duration: Duration) {
-        self.job.control.pause_until(time::monotonic().saturating_add(duration));
+        self.job.pause(duration);
     }
 
     /// `count` zeroed elements in memory that all ranks of the host have mapped: operations on them copy less.
@@ -153,5 +152,31 @@ impl Kolo {
 impl fmt::Debug for Kolo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Kolo").field("rank", &self.rank()).field("size", &self.size()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Builder;
+    use crate::os::time;
+
+    #[test]
+    fn a_pause_reaches_every_host() {
+        let paused = Builder::new().hosts([2, 1]).threads(3, |kolo| {
+            // Not the leader of its host: the request goes by way of the leader.
+            if kolo.rank() == 1 {
+                kolo.pause(Duration::from_secs(1000));
+            }
+            while kolo.job.control.paused_until().is_zero() {
+                std::thread::yield_now();
+            }
+            // Nobody leaves before the word is out.
+            kolo.barrier().expect("all come");
+            kolo.job.control.paused_until().saturating_sub(time::monotonic())
+        });
+        for left in paused.expect("nobody failed") {
+            assert!(left > Duration::from_secs(900) && left <= Duration::from_secs(1000), "{left:?}");
+        }
     }
 }

@@ -16,8 +16,7 @@ const ALIGN: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Reserve {
     mapping: Arc<Mapping>,
-    /// Where this rank's part starts in the mapping, and how long it is.
-    start: usize,
+    /// Bytes of this rank's part.
     len: usize,
     /// Free pieces as (offset in the mapping, bytes), ascending, no two adjacent.
     free: Mutex<Vec<(usize, usize)>>,
@@ -29,7 +28,7 @@ impl Reserve {
         assert!(start <= mapping.len() && len <= mapping.len() - start && start.is_multiple_of(ALIGN));
         let len = len / ALIGN * ALIGN;
         let free = if len == 0 { Vec::new() } else { vec![(start, len)] };
-        Self { mapping, start, len, free: Mutex::new(free) }
+        Self { mapping, len, free: Mutex::new(free) }
     }
 
     /// The first piece that fits, as an offset in the mapping.
@@ -71,13 +70,9 @@ impl Reserve {
     }
 
     /// Bytes that are not allocated.
+    #[cfg(test)]
     pub(crate) fn left(&self) -> usize {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|&(_, len)| len).sum()
-    }
-
-    /// The first byte of this rank's part.
-    pub(crate) fn start(&self) -> usize {
-        self.start
     }
 }
 
@@ -123,6 +118,7 @@ impl<T: Element> SharedBuffer<T> {
         unsafe { self.reserve.mapping.ptr().add(self.offset).cast() }
     }
 
+    #[cfg(test)]
     /// Where the buffer starts in the memory that the host's ranks share: the same bytes in every rank's mapping.
     pub(crate) fn offset(&self) -> usize {
         self.offset
@@ -181,7 +177,7 @@ mod tests {
         b[0] = 9;
         assert!(a.iter().all(|x| *x == 1.0) && b[0] == 9);
         assert_eq!((a.as_ptr() as usize % ALIGN, b.as_ptr() as usize % ALIGN), (0, 0));
-        assert_eq!(a.offset(), reserve.start());
+        assert_eq!(a.offset(), 4096);
         drop(a);
         let again = SharedBuffer::<f32>::new(&reserve, 10).expect("room");
         assert!(again.iter().all(|x| *x == 0.0), "what was there before is gone");

@@ -4,10 +4,10 @@
 #![allow(unsafe_code, reason = "MPI and shared memory are spoken to here")]
 
 pub(crate) mod bootstrap;
+pub(crate) mod launcher;
 pub(crate) mod link;
 #[cfg(feature = "mpi")]
 pub(crate) mod mpi;
-pub(crate) mod random;
 pub(crate) mod shm;
 pub(crate) mod sim;
 mod stamp;

@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: from a fresh machine to a trained model.
 
+use std::io::IsTerminal as _;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
@@ -20,7 +21,12 @@ pub(crate) fn run(words: &[String]) -> Result<ExitCode> {
     ensure!(built.success(), "{} failed", workspace::typed(&build));
 
     let mut job = launcher.command(arguments.ranks);
-    job.arg(workspace::target().join("release/examples").join(EXAMPLE)).args(&arguments.rest);
+    job.arg(workspace::target().join("release/examples").join(EXAMPLE));
+    // Under mpirun a rank cannot see whether its output ends on a terminal.
+    if std::io::stdout().is_terminal() {
+        job.args(["--progress", "bar"]);
+    }
+    job.args(&arguments.rest);
     println!("{}", in_short(&arguments));
     // The data is found relative to the repository, the screen is the user's: nothing of the output is captured.
     finish(job.current_dir(workspace::root()))

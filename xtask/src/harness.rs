@@ -166,7 +166,8 @@ impl Case {
         // Test names lack the crate's name, which leads the module path.
         let (_, case) = self.path.split_once("::").expect("a test stands in a crate");
         for job in self.jobs() {
-            job.run_self(case);
+            // What the ranks have to say, how many cases they ran for one; `cargo test` shows it with --nocapture.
+            print!("{}", job.run_self(case));
         }
     }
 

@@ -3,6 +3,8 @@
 //! Every frame has one right form. Anything else is an error, for the peer is no kolo of this version, and the
 //! connection ends.
 
+use std::time::Duration;
+
 use crate::error::Failure;
 
 /// Bytes of length and kind.
@@ -26,6 +28,8 @@ pub(super) enum Frame {
     Abort(Failure),
     /// I leave in good order. The last frame.
     Bye,
+    /// Be patient for so long from now. Carries milliseconds.
+    Pause(Duration),
 }
 
 const DOORBELL: u8 = 1;
@@ -33,6 +37,7 @@ const ASK: u8 = 2;
 const ANSWER: u8 = 3;
 const FAILURE: u8 = 4;
 const BYE: u8 = 5;
+const PAUSE: u8 = 6;
 
 impl Frame {
     /// Appends the frame to `out`.
@@ -44,6 +49,10 @@ impl Frame {
             Self::Ask => out.push(ASK),
             Self::Answer => out.push(ANSWER),
             Self::Bye => out.push(BYE),
+            Self::Pause(duration) => {
+                out.push(PAUSE);
+                out.extend(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
+            }
             Self::Abort(failure) => {
                 let host = cut(&failure.host, HOST);
                 out.push(FAILURE);
@@ -65,6 +74,10 @@ impl Frame {
             ASK => bare(Self::Ask),
             ANSWER => bare(Self::Answer),
             BYE => bare(Self::Bye),
+            PAUSE => {
+                let millis = payload.try_into().map_err(|_| "a pause of no length")?;
+                Ok(Self::Pause(Duration::from_millis(u64::from_le_bytes(millis))))
+            }
             FAILURE => abort(payload).map(Self::Abort),
             _ => Err("a frame of an unknown kind"),
         }
@@ -133,6 +146,7 @@ mod tests {
             Just(Frame::Ask),
             Just(Frame::Answer),
             Just(Frame::Bye),
+            any::<u64>().prop_map(|millis| Frame::Pause(Duration::from_millis(millis))),
             (any::<u32>(), ".{0,60}", ".{0,250}")
                 .prop_map(|(rank, host, cause)| Frame::Abort(Failure::new(rank, host, cause))),
         ]
@@ -150,7 +164,8 @@ mod tests {
     fn each_wrong_form_is_refused() {
         for bytes in [
             &[0, 0, 0][..],
-            &[0, 0, 6],
+            &[0, 0, 7],
+            &[0, 0, PAUSE],
             &[1, 0, DOORBELL, 0],
             &[1, 0, FAILURE, 0],
             &[6, 0, FAILURE, 0, 0, 0, 0, 2, b'x'],
@@ -185,7 +200,7 @@ mod tests {
             for mut part in parts {
                 if small {
                     // Small numbers reach deeper into the parser.
-                    part.iter_mut().for_each(|byte| *byte %= 6);
+                    part.iter_mut().for_each(|byte| *byte %= 7);
                 }
                 if parser.feed(&part, &mut got).is_err() {
                     break;

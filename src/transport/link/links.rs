@@ -24,6 +24,8 @@ pub(crate) enum LinkEvent {
     Rang { host: usize },
     /// The host reports the job's failure.
     Aborted { host: usize, failure: Failure },
+    /// The host asks for so much patience from now.
+    Paused { host: usize, duration: Duration },
     /// The host left in good order. It is not heard of again.
     Left { host: usize },
     /// The connection broke without goodbye: the host's leader died, or the network between. Not heard of again.
@@ -48,7 +50,6 @@ pub(crate) struct Interest<'a> {
 /// that this leader is lost.
 #[derive(Debug)]
 pub(crate) struct Links {
-    me: usize,
     peers: Vec<Option<Peer>>,
 }
 
@@ -76,7 +77,7 @@ struct State {
 
 impl Links {
     /// Takes over connections that have proved themselves.
-    pub(super) fn new(me: usize, cards: &[Card], streams: Vec<Option<TcpStream>>) -> Result<Self> {
+    pub(super) fn new(cards: &[Card], streams: Vec<Option<TcpStream>>) -> Result<Self> {
         let mut peers = Vec::new();
         for (card, stream) in cards.iter().zip(streams) {
             let Some(stream) = stream else {
@@ -89,12 +90,7 @@ impl Links {
                 .map_err(|error| Error::system(format!("setting up the connection to {}", card.name), error))?;
             peers.push(Some(Peer { name: card.name.clone(), stream, state: Mutex::default() }));
         }
-        Ok(Self { me, peers })
-    }
-
-    /// The index of this host.
-    pub(crate) fn me(&self) -> usize {
-        self.me
+        Ok(Self { peers })
     }
 
     /// The connections to watch at the moment. They change only by [`handle`](Self::handle).
@@ -139,6 +135,7 @@ impl Links {
                     }
                 }
                 Frame::Abort(failure) => events.push(LinkEvent::Aborted { host, failure }),
+                Frame::Pause(duration) => events.push(LinkEvent::Paused { host, duration }),
                 Frame::Ask | Frame::Answer => {}
                 Frame::Bye => {
                     state.over = true;
@@ -168,6 +165,7 @@ impl Links {
     }
 
     /// Wakes every other leader.
+    #[cfg(test)]
     pub(crate) fn ring_all(&self) {
         (0..self.peers.len()).for_each(|host| self.ring(host));
     }
@@ -176,6 +174,13 @@ impl Links {
     pub(crate) fn abort(&self, failure: &Failure) {
         for (_, peer) in self.open() {
             peer.lock().say(&peer.stream, &Frame::Abort(failure.clone()));
+        }
+    }
+
+    /// Asks every other host for patience, for so long from now.
+    pub(crate) fn pause(&self, duration: Duration) {
+        for (_, peer) in self.open() {
+            peer.lock().say(&peer.stream, &Frame::Pause(duration));
         }
     }
 

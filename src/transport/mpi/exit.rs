@@ -14,6 +14,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::call::{serial, serial_within};
+use super::world;
 use crate::error::{Error, Result};
 
 static STATE: Mutex<State> = Mutex::new(State { home: Home::None, live: BTreeMap::new(), next: 0, hooked: false });
@@ -226,6 +227,9 @@ fn at_exit(status: Option<c_int>) {
         (std::mem::take(&mut state.live), !matches!(state.home, Home::None | Home::Over))
     };
     let alive = !live.is_empty();
+    if !alive && ours && !failed() && world::depart().is_err() {
+        FAILED.store(true, Ordering::Release);
+    }
     for on_exit in live.into_values() {
         // What a callback panics with has been reported by the panic hook; the process ends anyway.
         drop(catch_unwind(AssertUnwindSafe(|| on_exit(status))));
@@ -249,7 +253,7 @@ fn at_exit(status: Option<c_int>) {
     }
     state.home = Home::Ending;
     CHANGED.notify_all();
-    // No deadline: finalising waits for ranks that still work, as it must. The launcher ends it if one dies.
+    // No deadline: finalising waits for the other ranks, as it must. The launcher ends it if one dies.
     while !matches!(state.home, Home::Over) {
         state = CHANGED.wait(state).unwrap_or_else(PoisonError::into_inner);
     }

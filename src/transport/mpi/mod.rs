@@ -21,7 +21,6 @@ mod channel;
 mod exit;
 mod gather;
 mod job;
-mod launcher;
 mod staging;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -32,7 +31,6 @@ mod world;
 pub(crate) use channel::MpiChannel;
 pub(crate) use exit::LiveGuard;
 pub(crate) use job::MpiJob;
-pub(crate) use launcher::{Launcher, LauncherKind, launched};
 pub(crate) use world::{MpiBootstrap, MpiWorld};
 
 /// A communicator of the application, as the bindings of the `mpi` crate have it.

@@ -264,7 +264,7 @@ fn a_forked_child_leaves_mpi_alone() {
 #[test]
 fn a_rank_that_never_starts_is_a_timeout_for_the_others() {
     under_bare_mpirun(Ending::Failure, &[2], || {
-        if super::launched().and_then(|launcher| launcher.rank) == Some(1) {
+        if crate::transport::launcher::launched().and_then(|launcher| launcher.rank) == Some(1) {
             return testing::wait_for(0);
         }
         let error = MpiWorld::start(None, Duration::from_millis(500)).expect_err("rank 1 stays away");

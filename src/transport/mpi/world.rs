@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use mpi::ffi;
 
+use super::RawComm;
 use super::call::{self, Comm, Serial, serial};
 use super::exit::{self, LiveGuard};
 use super::gather::Gather;
-use super::{RawComm, launcher};
 use crate::error::{Error, Result};
 use crate::transport::bootstrap::Bootstrap;
+use crate::transport::launcher;
 
 /// The world of this process, once started. Starting takes the lock for as long as it lasts.
 static WORLD: Mutex<Option<Arc<MpiWorld>>> = Mutex::new(None);
@@ -27,7 +28,6 @@ pub(crate) struct MpiWorld {
     rank: usize,
     size: usize,
     pub(super) tag_limit: c_int,
-    library: String,
     gather: Mutex<Gather>,
     /// How many jobs this rank has taken part in.
     pub(super) jobs: AtomicU32,
@@ -66,6 +66,7 @@ impl MpiWorld {
     fn duplicate(parent: Comm, whole: bool, end: Instant, deadline: Duration) -> Result<Self> {
         let mpi = serial();
         let library = call::library();
+        log::debug!("MPI: {library}");
         let (rank, size) = (to_usize(mpi.rank(parent)?), to_usize(mpi.size(parent)?));
         if whole && let Some(text) = launcher::launched().and_then(|launcher| launcher.contradicts(size, &library)) {
             return Err(Error::config(text));
@@ -90,15 +91,7 @@ impl MpiWorld {
             pace.wait();
         };
         serial().return_errors(comm)?;
-        Ok(Self {
-            comm,
-            rank,
-            size,
-            tag_limit,
-            library,
-            gather: Mutex::new(Gather::default()),
-            jobs: AtomicU32::new(0),
-        })
+        Ok(Self { comm, rank, size, tag_limit, gather: Mutex::new(Gather::default()), jobs: AtomicU32::new(0) })
     }
 
     /// This process's rank.
@@ -109,11 +102,6 @@ impl MpiWorld {
     /// The number of ranks.
     pub(crate) fn size(&self) -> usize {
         self.size
-    }
-
-    /// The MPI library and its version, in its own words.
-    pub(crate) fn library(&self) -> &str {
-        &self.library
     }
 
     /// Gives every rank what every rank passed, by rank.
@@ -151,6 +139,24 @@ impl MpiWorld {
     pub(super) fn next_job(&self) -> u32 {
         self.jobs.load(Ordering::Relaxed)
     }
+}
+
+/// Waits until every rank is about to end, so that none sits in `MPI_Finalize` while another may still fail: launchers
+/// are bad at ending a job that is half finalised (Open MPI 4.1.4 crashes or hangs in one case of ten).
+///
+/// # Collective
+///
+/// Every rank of the world that kolo started, as it exits.
+///
+/// # Errors
+///
+/// Those of the allgather: then there is no orderly end.
+pub(super) fn depart() -> Result<()> {
+    /// As long as the others may work.
+    const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    let world = WORLD.try_lock().ok().and_then(|world| world.clone());
+    let world = world.ok_or_else(|| Error::config("the process exits while MPI starts"))?;
+    world.allgather(&[], FOREVER).map(drop)
 }
 
 /// Brings MPI to life if it is not, and returns the communicator to duplicate.
@@ -220,7 +226,7 @@ impl Pace {
         if self.rounds <= 200 {
             std::thread::yield_now();
         } else {
-            let micros = (u64::from(self.rounds) / 4).min(1000);
+            let micros = (u64::from(self.rounds) / 4).min(10_000);
             std::thread::sleep(Duration::from_micros(micros));
         }
     }

@@ -234,15 +234,21 @@ impl Arena {
         self.inner.progress.done(member)
     }
 
-    /// Says that this member has given up an operation that the others count on, because the global rank `rank` did.
-    /// Ring their bells afterwards.
-    pub(crate) fn poison(&self, rank: u32) {
-        self.inner.progress.poison(self.inner.me, rank);
+    /// Says that this member has given up all operations from the `operation`th (from one) on, because the global rank
+    /// `rank` did. Ring the others' bells afterwards.
+    pub(crate) fn poison(&self, operation: u64, rank: u32) {
+        self.inner.progress.poison(self.inner.me, operation, rank);
     }
 
-    /// The global rank that has given up, if one has: what members have not published may never come.
-    pub(crate) fn poisoned(&self) -> Option<u32> {
-        self.inner.progress.poisoned()
+    /// The global rank whose doing it was that a member gave up the `operation`th operation or an earlier one, if one
+    /// did: what it has not published will never come.
+    pub(crate) fn poisoned(&self, operation: u64) -> Option<u32> {
+        self.inner.progress.poisoned(operation)
+    }
+
+    /// The global rank whose doing it was that `member` gave up, if it did.
+    pub(crate) fn poisoned_member(&self, member: usize) -> Option<u32> {
+        self.inner.progress.poisoned_member(member)
     }
 
     /// Whether every member has packed at least so many chunks.

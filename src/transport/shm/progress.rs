@@ -11,8 +11,16 @@ struct ProgressLine {
     packed: AtomicU64,
     reduced: AtomicU64,
     done: AtomicU64,
-    /// Once the member has given up an operation that the others count on: the global rank whose doing it was, plus one.
+    /// Zero until the member has given up. Then the first operation that it gave up, counted from one (40 bits), and
+    /// above that the global rank whose doing it was, plus one (24 bits).
     poisoned: AtomicU64,
+}
+
+const OPERATION_BITS: u32 = 40;
+const OPERATION_MASK: u64 = (1 << OPERATION_BITS) - 1;
+
+fn rank_of(word: u64) -> u32 {
+    ((word >> OPERATION_BITS) - 1) as u32
 }
 
 // SAFETY: atomics only.
@@ -51,13 +59,23 @@ impl Progress {
     }
 
     /// Release: what the member did before it gave up is seen by whoever learns of it.
-    pub(crate) fn poison(&self, me: usize, rank: u32) {
-        self.lines[me].poisoned.store(u64::from(rank) + 1, Ordering::Release);
+    pub(crate) fn poison(&self, me: usize, operation: u64, rank: u32) {
+        let word = (u64::from(rank) + 1) << OPERATION_BITS | operation.clamp(1, OPERATION_MASK);
+        self.lines[me].poisoned.store(word, Ordering::Release);
     }
 
-    /// The global rank whose doing it was that a member has given up, if one has.
-    pub(crate) fn poisoned(&self) -> Option<u32> {
-        self.lines.iter().find_map(|line| line.poisoned.load(Ordering::Acquire).checked_sub(1).map(|rank| rank as u32))
+    /// The rank whose doing it was that a member gave up `operation` or an earlier one, if one did.
+    pub(crate) fn poisoned(&self, operation: u64) -> Option<u32> {
+        self.lines.iter().find_map(|line| {
+            let word = line.poisoned.load(Ordering::Acquire);
+            (word != 0 && word & OPERATION_MASK <= operation).then(|| rank_of(word))
+        })
+    }
+
+    /// The rank whose doing it was that `member` gave up, if it did.
+    pub(crate) fn poisoned_member(&self, member: usize) -> Option<u32> {
+        let word = self.lines[member].poisoned.load(Ordering::Acquire);
+        (word != 0).then(|| rank_of(word))
     }
 
     #[inline]

@@ -128,10 +128,16 @@ mod loom_tests {
                 writer.set(1, 2);
             });
             let reader = ReadyWords::new(&memory, place, 2, 1);
-            match reader.version(0) {
-                0 => {}
-                1 => assert_eq!(reader.word(0, 0), 1),
-                version => assert_eq!((version, reader.word(0, 0), reader.word(0, 1)), (2, 1, 2)),
+            loop {
+                match reader.version(0) {
+                    0 => {}
+                    1 => assert_eq!(reader.word(0, 0), 1),
+                    version => {
+                        assert_eq!((version, reader.word(0, 0), reader.word(0, 1)), (2, 1, 2));
+                        break;
+                    }
+                }
+                thread::yield_now();
             }
             writing.join().expect("the writer ends");
         });

@@ -58,8 +58,21 @@ fn detect(environment: impl Fn(&str) -> Option<String>) -> Option<Launcher> {
 }
 
 impl Launcher {
+    /// Why a program without MPI cannot be what this launcher started.
+    #[cfg(not(feature = "mpi"))]
+    pub(crate) fn contradicts_no_mpi(&self) -> Option<String> {
+        let alone = self.size == Some(1);
+        (!alone).then(|| {
+            format!(
+                "{} started this process, but kolo was built without its feature `mpi`, and every process would train \
+                 on its own; build it with the feature",
+                self.kind
+            )
+        })
+    }
+
     /// Why a world of `size` ranks cannot be the job that this launcher started.
-    pub(super) fn contradicts(&self, size: usize, library: &str) -> Option<String> {
+    pub(crate) fn contradicts(&self, size: usize, library: &str) -> Option<String> {
         let started = match (self.size, self.rank) {
             (Some(started), _) if started > 1 => format!("{started} ranks"),
             (None, Some(rank)) if rank > 0 => format!("this process as rank {rank}"),

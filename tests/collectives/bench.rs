@@ -1,0 +1,220 @@
+//! Runs every operation with every setting on the ranks of a job, and counts the cases.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::Hasher;
+
+use kolo::{Algorithm, Communicator, DType, Element, Kolo, ReduceOp, Result, SharedBuffer};
+
+use super::sample::{Random, Sample, draw, poison, same};
+
+/// Bytes of a slot in these jobs: small, so that short tensors fill several.
+pub const SLOT: usize = 4096;
+/// Bytes that ride in an announcement.
+const INLINE: usize = 48;
+/// Elements before and after a buffer that no operation may touch.
+const GUARD: usize = 3;
+
+/// One job.
+pub struct Bench<'a> {
+    pub kolo: &'a Kolo,
+    pub world: Communicator,
+    pub random: Random,
+    /// Whether every rank shares one host.
+    pub local: bool,
+    /// Whether every algorithm promises the bits of a sum in rank order.
+    pub everything_is_ordered: bool,
+    pub cases: usize,
+    /// Turns the kinds of buffer from case to case.
+    turn: usize,
+    /// Of results that must be equal on all ranks, whatever their order of summing.
+    hash: DefaultHasher,
+}
+
+/// Memory of both kinds, as long as the longest operation needs.
+struct Memory<T: Element> {
+    private: Vec<T>,
+    shared: SharedBuffer<T>,
+}
+
+impl<T: Sample> Memory<T> {
+    fn new(kolo: &Kolo, count: usize) -> Result<Self> {
+        let len = count + 2 * GUARD;
+        Ok(Self { private: vec![poison(); len], shared: kolo.alloc(len)? })
+    }
+
+    /// Poisons everything, writes `data` where the buffer begins, and gives the buffer of `count` elements.
+    fn fill(&mut self, shared: bool, count: usize, data: &[T]) -> &mut [T] {
+        let all: &mut [T] = if shared { &mut self.shared } else { &mut self.private };
+        all.fill(poison());
+        let buffer = &mut all[GUARD..GUARD + count];
+        buffer[..data.len()].copy_from_slice(data);
+        buffer
+    }
+
+    /// The buffer, after a look at what lies around it.
+    fn look(&self, shared: bool, count: usize, what: &str) -> &[T] {
+        let all: &[T] = if shared { &self.shared } else { &self.private };
+        let (before, rest) = all.split_at(GUARD);
+        let (buffer, after) = rest.split_at(count);
+        let untouched = |guard: &[T]| same(guard, &vec![poison(); guard.len()]);
+        assert!(untouched(before) && untouched(after), "{what}: written beyond the buffer");
+        buffer
+    }
+}
+
+/// What is left of them on one host is two-shot, which has its own turn.
+fn another_two_shot(algorithm: Algorithm) -> bool {
+    matches!(algorithm, Algorithm::TwoLevel | Algorithm::OrderedChain)
+}
+
+/// The counts at which something changes, for elements of `size` bytes.
+pub fn counts(size: usize) -> Vec<usize> {
+    let (inline, slot) = (INLINE / size, SLOT / size);
+    vec![0, 1, inline - 1, inline, inline + 1, 37, slot - 1, slot, slot + 1, 5 * slot + 7]
+}
+
+impl<'a> Bench<'a> {
+    pub fn new(kolo: &'a Kolo) -> Result<Self> {
+        let mut world = kolo.communicator()?;
+        let mut seed = [std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64)];
+        world.broadcast(&mut seed, 0)?;
+        if kolo.rank() == 0 {
+            println!("seed {}", seed[0]);
+        }
+        let local = kolo.local_size() == kolo.size();
+        Ok(Self {
+            kolo,
+            world,
+            random: Random(seed[0]),
+            local,
+            everything_is_ordered: false,
+            cases: 0,
+            turn: 0,
+            hash: DefaultHasher::new(),
+        })
+    }
+
+    /// The algorithms that can serve, by whether they promise the bits of a sum in rank order.
+    pub fn algorithms(&mut self) -> Vec<(Algorithm, bool)> {
+        let serves = |algorithm: &Algorithm| self.world.set_algorithm(*algorithm).is_ok();
+        let able: Vec<Algorithm> = Algorithm::ALL.into_iter().filter(serves).collect();
+        let local = self.local;
+        let ordered = |algorithm| match algorithm {
+            Algorithm::Auto | Algorithm::TwoLevel => local,
+            Algorithm::Ring | Algorithm::BinomialTree => false,
+            _ => true,
+        };
+        able.into_iter().map(|algorithm| (algorithm, ordered(algorithm))).collect()
+    }
+
+    /// The next kind of buffer: whether it is shared, and whether the operation runs in place.
+    ///
+    /// Kinds take turns, one a case, with a stride that shares no factor with the lists: so each count and each algorithm
+    /// meets each kind, under some op and type.
+    fn buffers(&mut self) -> (bool, bool) {
+        self.turn += 1;
+        let kind = self.turn + self.turn / 7;
+        (kind & 1 != 0, kind & 2 != 0)
+    }
+
+    /// Allreduce of one type: every op, count and algorithm.
+    pub fn allreduce<T: Sample>(&mut self) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        let longest = counts(size_of::<T>()).into_iter().max().unwrap_or(0);
+        let (mut input, mut output) = (Memory::<T>::new(self.kolo, longest)?, Memory::<T>::new(self.kolo, longest)?);
+        let algorithms = self.algorithms();
+        for op in ReduceOp::ALL {
+            for count in counts(size_of::<T>()) {
+                let seed = self.random.next();
+                let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count)).collect();
+                let columns: Vec<Vec<T>> = (0..count).map(|at| data.iter().map(|row| row[at]).collect()).collect();
+                let want: Vec<T> = columns.iter().map(|column| T::ordered(column, op)).collect();
+                for &(algorithm, ordered) in &algorithms {
+                    self.world.set_algorithm(algorithm)?;
+                    if self.local && T::DTYPE != DType::F32 && another_two_shot(algorithm) {
+                        continue;
+                    }
+                    let (shared, in_place) = self.buffers();
+                    let what =
+                        format!("allreduce {op} of {count} {}, {algorithm}, shared {shared}, {in_place}", T::DTYPE);
+                    let from = input.fill(shared, count, &data[me]);
+                    let got = if in_place {
+                        self.world.allreduce(from, op)?;
+                        input.look(shared, count, &what)
+                    } else {
+                        let to = output.fill(shared, count, &[]);
+                        self.world.allreduce_into(from, to, op)?;
+                        assert!(same(input.look(shared, count, &what), &data[me]), "{what}: input changed");
+                        output.look(shared, count, &what)
+                    };
+                    if ordered || self.everything_is_ordered {
+                        assert!(same(got, &want), "{what}: not the bits of rank order");
+                    } else {
+                        let close = got.iter().zip(&columns).position(|(&got, column)| !T::is_close(got, column, op));
+                        assert_eq!(close, None, "{what}: wrong at this element");
+                        self.hash.write(bytemuck::cast_slice(got));
+                    }
+                    self.cases += 1;
+                }
+                self.world.set_algorithm(Algorithm::Auto)?;
+                self.compare_ranks(&format!("allreduce {op} of {count} {}", T::DTYPE))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all ranks have seen the same results since the last call.
+    fn compare_ranks(&mut self, what: &str) -> Result<()> {
+        let mut hashes = vec![0; self.kolo.size()];
+        self.world.allgather(&[self.hash.finish()], &mut hashes)?;
+        assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{what}: the ranks have different bits");
+        Ok(())
+    }
+
+    /// Broadcast, allgather, reduce-scatter and barrier of one type.
+    pub fn others<T: Sample>(&mut self) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        let longest = ranks * counts(size_of::<T>()).into_iter().max().unwrap_or(0);
+        let (mut input, mut output) = (Memory::<T>::new(self.kolo, longest)?, Memory::<T>::new(self.kolo, longest)?);
+        for count in counts(size_of::<T>()) {
+            let (shared, _) = self.buffers();
+            let seed = self.random.next();
+            for root in 0..ranks {
+                let what = format!("broadcast of {count} {} from {root}, shared {shared}", T::DTYPE);
+                let data = draw(seed, root, count);
+                let buffer = input.fill(shared, count, if me == root { &data } else { &[] });
+                self.world.broadcast(buffer, root)?;
+                assert!(same(input.look(shared, count, &what), &data), "{what}");
+                self.cases += 1;
+            }
+            let what = format!("allgather of {count} {}, shared {shared}", T::DTYPE);
+            let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count)).collect();
+            let from = input.fill(shared, count, &data[me]);
+            self.world.allgather(from, output.fill(shared, count * ranks, &[]))?;
+            assert!(same(output.look(shared, count * ranks, &what), &data.concat()), "{what}");
+            assert!(same(input.look(shared, count, &what), &data[me]), "{what}: input changed");
+            self.cases += 1;
+            for op in ReduceOp::ALL {
+                let what = format!("reduce_scatter {op} of {count} {}, shared {shared}", T::DTYPE);
+                let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count * ranks)).collect();
+                let from = input.fill(shared, count * ranks, &data[me]);
+                self.world.reduce_scatter(from, output.fill(shared, count, &[]), op)?;
+                let got = output.look(shared, count, &what);
+                for (at, &got) in got.iter().enumerate() {
+                    let column: Vec<T> = data.iter().map(|row| row[me * count + at]).collect();
+                    let right = if self.local {
+                        same(&[got], &[T::ordered(&column, op)])
+                    } else {
+                        T::is_close(got, &column, op)
+                    };
+                    assert!(right, "{what}: {got:?} at {at}, from {column:?}");
+                }
+                assert!(same(input.look(shared, count * ranks, &what), &data[me]), "{what}: input changed");
+                self.cases += 1;
+            }
+            self.world.barrier()?;
+            self.cases += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,206 @@
+//! Wrong calls: each is an error that says what is wrong, and a right call afterwards works.
+
+use kolo::{Algorithm, Communicator, Error, ReduceOp, Result};
+
+use super::bench::Bench;
+use super::sample::{poison, same};
+
+/// The text of an argument error.
+fn argument(outcome: Result<()>) -> String {
+    let Err(Error::Argument(text)) = outcome else { panic!("no argument error: {outcome:?}") };
+    text.to_string()
+}
+
+impl Bench<'_> {
+    /// A call that must work, and does not if a rank is out of step.
+    fn right_call(&mut self) -> Result<()> {
+        let (ranks, me) = (self.kolo.size() as i64, self.kolo.rank() as i64);
+        for count in [1, 3000] {
+            let mut data = vec![me + 1; count];
+            self.world.allreduce(&mut data, ReduceOp::Sum)?;
+            assert_eq!(data, vec![ranks * (ranks + 1) / 2; count]);
+        }
+        Ok(())
+    }
+
+    /// Each of them on one rank only: the others do not notice.
+    pub fn wrong_arguments(&mut self) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        for odd in 0..ranks {
+            if me == odd {
+                let world = &mut self.world;
+                let mut output = vec![0_f32; 2 * ranks];
+                let text = argument(world.allreduce_into(&[0.0; 3], &mut output[..2], ReduceOp::Sum));
+                assert!(text.contains('3') && text.contains('2'), "{text}");
+                let text = argument(world.allgather(&[0.0_f32; 3], &mut output));
+                assert!(text.contains("allgather of 3 elements"), "{text}");
+                let text = argument(world.reduce_scatter(&[0.0; 7][..2 * ranks - 1], &mut output[..2], ReduceOp::Max));
+                assert!(text.contains("into 2"), "{text}");
+                for root in [ranks, usize::MAX] {
+                    let text = argument(world.broadcast(&mut output, root));
+                    assert!(text.contains(&format!("its ranks are 0 to {}", ranks - 1)), "{text}");
+                }
+                let text = argument(world.send(&[1_u8], me)) + &argument(world.recv(&mut [1_u8], me));
+                assert!(text.matches("this rank itself").count() == 2, "{text}");
+                let text = argument(world.send(&[1_u8], ranks)) + &argument(world.recv(&mut [1_u8], ranks + 5));
+                assert!(text.matches("is not a rank").count() == 2, "{text}");
+            }
+            self.right_call()?;
+            self.cases += 9;
+        }
+        Ok(())
+    }
+
+    /// An algorithm that cannot serve leaves the one that was set.
+    pub fn wrong_algorithms(&mut self) -> Result<()> {
+        self.world.set_algorithm(Algorithm::BinomialTree)?;
+        for algorithm in [Algorithm::OneShot, Algorithm::TwoShot] {
+            let outcome = self.world.set_algorithm(algorithm);
+            if self.local {
+                outcome?;
+            } else {
+                let text = argument(outcome);
+                assert!(text.contains(algorithm.name()) && text.contains("hosts") && text.contains("ring"), "{text}");
+            }
+            self.right_call()?;
+            self.cases += 1;
+        }
+        self.world.set_algorithm(Algorithm::Auto)?;
+        self.right_call()
+    }
+
+    /// A receive of another type or length names both sides, takes the message, and leaves the buffer.
+    pub fn wrong_messages(&mut self) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        for (from, to) in (0..ranks).flat_map(|from| (0..ranks).map(move |to| (from, to))).filter(|(a, b)| a != b) {
+            for count in [2, 100_000] {
+                if me == from {
+                    self.world.send(&vec![1.5_f32; count], to)?;
+                    self.world.send(&vec![1.5_f32; count], to)?;
+                    self.world.send(&[7_u64], to)?;
+                } else if me == to {
+                    let mut longer = vec![poison::<f32>(); count + 1];
+                    let outcome = self.world.recv(&mut longer, from);
+                    check_views(
+                        outcome,
+                        from,
+                        &format!("sends {count} f32"),
+                        to,
+                        &format!("receives {} f32", count + 1),
+                    );
+                    assert!(same(&longer, &vec![poison(); count + 1]));
+                    let mut other = vec![poison::<i32>(); count];
+                    let outcome = self.world.recv(&mut other, from);
+                    check_views(outcome, from, &format!("sends {count} f32"), to, &format!("receives {count} i32"));
+                    assert!(same(&other, &vec![poison(); count]));
+                    let mut right = [0_u64];
+                    self.world.recv(&mut right, from)?;
+                    assert_eq!(right, [7]);
+                }
+                self.cases += 2;
+            }
+        }
+        self.right_call()
+    }
+
+    /// One rank asks for something else than the others: every one of them in turn, in every way.
+    pub fn mismatches(&mut self) -> Result<()> {
+        let ranks = self.kolo.size();
+        for odd in 0..ranks {
+            for way in Way::ALL {
+                for count in [5, 2000] {
+                    // Ranks that wait for each other's messages in different operations never see each other's prints:
+                    // between hosts, another kind or root may show only at the deadline.
+                    if ranks > 1 && (self.local || !matches!(way, Way::Kind | Way::Root)) {
+                        self.mismatch(way, odd, count)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn mismatch(&mut self, way: Way, odd: usize, count: usize) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        let mut data = vec![poison::<f32>(); count + 1];
+        let outcome = if me == odd {
+            way.call(&mut self.world, &mut data, count)
+        } else {
+            way.usual(&mut self.world, &mut data[..count])
+        };
+        let what = format!("{way:?} of rank {odd}, {count} elements");
+        self.cases += 1;
+        if self.local {
+            let Err(Error::Mismatch(mismatch)) = outcome else { panic!("{what}: {outcome:?}") };
+            let views: Vec<(u32, String)> = (0..ranks)
+                .map(|rank| (rank as u32, if rank == odd { way.odd_view(count) } else { way.usual_view(count) }))
+                .collect();
+            assert_eq!(mismatch.views, views, "{what}");
+            assert!(same(&data, &vec![poison(); count + 1]), "{what}: data moved");
+            return self.right_call();
+        }
+        // Between hosts some ranks may be done before the mistake is found; no rank waits for long, and those that find it
+        // name both views.
+        let next = outcome.and_then(|()| self.world.barrier()).and_then(|()| self.world.barrier());
+        let Err(Error::Poisoned(text)) = next else { panic!("{what}: {next:?}") };
+        assert!(text.contains("gave up") || text.contains("make every rank pass the same"), "{what}: {text}");
+        let later = self.world.barrier();
+        assert!(matches!(later, Err(Error::Poisoned(_))), "{what}: {later:?}");
+        self.world = self.kolo.communicator()?;
+        self.right_call()
+    }
+}
+
+fn check_views(outcome: Result<()>, from: usize, sends: &str, to: usize, receives: &str) {
+    let Err(Error::Mismatch(mismatch)) = outcome else { panic!("{sends}, {receives}: {outcome:?}") };
+    assert_eq!(mismatch.views, [(from as u32, sends.to_owned()), (to as u32, receives.to_owned())]);
+}
+
+/// In what the odd rank differs.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Type,
+    Count,
+    Op,
+    Kind,
+    Root,
+}
+
+impl Way {
+    const ALL: [Self; 5] = [Self::Type, Self::Count, Self::Op, Self::Kind, Self::Root];
+
+    fn usual(self, world: &mut Communicator, data: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Root => world.broadcast(data, 0),
+            _ => world.allreduce(data, ReduceOp::Sum),
+        }
+    }
+
+    fn usual_view(self, count: usize) -> String {
+        match self {
+            Self::Root => format!("broadcast of {count} f32 from rank 0"),
+            _ => format!("allreduce sum of {count} f32"),
+        }
+    }
+
+    /// `data` has one element more than `count`.
+    fn call(self, world: &mut Communicator, data: &mut [f32], count: usize) -> Result<()> {
+        match self {
+            Self::Type => world.allreduce(bytemuck::cast_slice_mut::<f32, i32>(&mut data[..count]), ReduceOp::Sum),
+            Self::Count => world.allreduce(data, ReduceOp::Sum),
+            Self::Op => world.allreduce(&mut data[..count], ReduceOp::Max),
+            Self::Kind => world.barrier(),
+            Self::Root => world.broadcast(&mut data[..count], 1),
+        }
+    }
+
+    fn odd_view(self, count: usize) -> String {
+        match self {
+            Self::Type => format!("allreduce sum of {count} i32"),
+            Self::Count => format!("allreduce sum of {} f32", count + 1),
+            Self::Op => format!("allreduce max of {count} f32"),
+            Self::Kind => "barrier".to_owned(),
+            Self::Root => format!("broadcast of {count} f32 from rank 1"),
+        }
+    }
+}
