@@ -23,8 +23,6 @@ mod round;
 mod span;
 
 pub use algorithm::Algorithm;
-#[cfg(test)]
-use direct::{Pack, Unpack};
 pub(crate) use direct::{ChunkSteps, HostOp, HostPlan, Own, ReducePart, UnpackAfter};
 pub(crate) use round::{Combine, LinkPlan, Receive, Round, Send, Values};
 pub(crate) use select::{Layout, Table, Thresholds};

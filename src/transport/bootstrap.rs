@@ -11,6 +11,7 @@ pub(crate) trait Bootstrap: Send {
     fn rank(&self) -> usize;
 
     /// The number of ranks.
+    #[cfg(test)]
     fn size(&self) -> usize;
 
     /// Gives every rank what every rank passed, by rank. Lengths may differ.
@@ -35,6 +36,7 @@ impl Bootstrap for Solo {
         0
     }
 
+    #[cfg(test)]
     fn size(&self) -> usize {
         1
     }
@@ -131,6 +133,7 @@ impl Bootstrap for Threads {
         self.rank
     }
 
+    #[cfg(test)]
     fn size(&self) -> usize {
         self.meeting.lock().brought.len()
     }

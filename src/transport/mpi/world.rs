@@ -91,14 +91,7 @@ impl MpiWorld {
             pace.wait();
         };
         serial().return_errors(comm)?;
-        Ok(Self {
-            comm,
-            rank,
-            size,
-            tag_limit,
-            gather: Mutex::new(Gather::default()),
-            jobs: AtomicU32::new(0),
-        })
+        Ok(Self { comm, rank, size, tag_limit, gather: Mutex::new(Gather::default()), jobs: AtomicU32::new(0) })
     }
 
     /// This process's rank.
@@ -258,6 +251,7 @@ impl Bootstrap for MpiBootstrap {
         self.world.rank
     }
 
+    #[cfg(test)]
     fn size(&self) -> usize {
         self.world.size
     }
