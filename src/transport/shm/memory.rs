@@ -403,7 +403,7 @@ mod tests {
         // SAFETY: one thread.
         unsafe { bytes.write(7, &[1]) };
         assert_eq!(here[1].load(Ordering::Relaxed), u64::from_ne_bytes([5, 0, 0, 0, 0, 0, 0, 1]));
-        assert_eq!((part.len(), bytes.len()), (256, 8));
+        assert_eq!((part.len(), bytes.len(), memory.len()), (256, 8, 2 * PAGE));
         part.populate(0, 256).expect("populated");
     }
 
