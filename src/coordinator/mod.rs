@@ -31,7 +31,6 @@ use std::time::Duration;
 pub(crate) use api::MAX_FRAME;
 pub(crate) use api::{Action, Batch, BatchItem, Event, Params, Ticket, Topology};
 pub(crate) use request::{Device, Kind, Request, Spec};
-pub(crate) use stall::{Report, Stalled};
 
 use crate::error::{Error, Result};
 

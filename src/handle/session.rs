@@ -7,7 +7,7 @@ use super::{Driver, NamedSet};
 use crate::coordinator::Params;
 use crate::engine::{Built, Ground};
 use crate::error::{Error, Result};
-use crate::transport::shm::READY_BITS;
+use crate::transport::shm::{ENTRY, READY_BITS};
 
 /// Held by everything through which users submit. The drop of the last one ends the rank's operations in flight.
 pub(crate) struct Session {
@@ -38,19 +38,15 @@ impl Session {
     /// Named operations over a set that was built for negotiation.
     pub(crate) fn named(&self, built: Built) -> Result<Arc<NamedSet>> {
         let config = &self.ground.job.config;
-        let most = READY_BITS;
-        if config.cache_capacity > most {
-            let capacity = config.cache_capacity;
-            return Err(Error::config(format!("KOLO_CACHE_CAPACITY is {capacity}; names are cached up to {most}")));
-        }
         let default = Params::default();
         let params = Params {
             fusion_bytes: config.fusion_bytes.0 as u64,
             window: config.fusion_window.0.unwrap_or(default.window),
             stall_warn: self.ground.port().warning,
             stall_deadline: config.deadline,
-            // One remembered name is as good as none.
-            capacity: config.cache_capacity.max(1),
+            max_entry: ENTRY,
+            // Beyond the most, names go uncached in turn; one remembered name is as good as none.
+            capacity: config.cache_capacity.clamp(1, READY_BITS),
             evict_after: 4 * config.cache_capacity as u64,
             ..default
         };

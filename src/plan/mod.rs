@@ -24,8 +24,6 @@ mod span;
 
 pub use algorithm::Algorithm;
 pub(crate) use direct::{ChunkSteps, HostOp, HostPlan, Own, ReducePart, UnpackAfter};
-#[cfg(test)]
-use direct::{Pack, Unpack};
 pub(crate) use round::{Combine, LinkPlan, Receive, Round, Send, Values};
 pub(crate) use select::{Layout, Table, Thresholds};
 pub(crate) use span::Span;

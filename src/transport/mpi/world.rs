@@ -251,10 +251,6 @@ impl Bootstrap for MpiBootstrap {
         self.world.rank
     }
 
-    fn size(&self) -> usize {
-        self.world.size
-    }
-
     fn allgather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.world.allgather(mine, self.deadline)
     }

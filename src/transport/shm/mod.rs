@@ -26,7 +26,7 @@ pub(crate) use announcement::Fingerprint;
 pub(crate) use arena::{Arena, ArenaParams};
 pub(crate) use control::{Control, MemberState};
 pub(crate) use header::Stamp;
-pub(crate) use log::{Install, Log};
+pub(crate) use log::{ENTRY, Install, Log};
 pub(crate) use mailbox::{MailReceiver, MailSender};
 pub(crate) use memory::Memory;
 pub(crate) use ready::READY_BITS;
