@@ -44,6 +44,19 @@ use crate::tensor::Hold;
 /// # Ok(())
 /// # });
 /// ```
+///
+/// The same program without the offending line:
+///
+/// ```
+/// # kolo::threads(1, |kolo| -> kolo::Result<()> {
+/// let gradient = vec![1.0_f32; 4];
+/// let handle = kolo.allreduce_async("gradient", gradient, kolo::ReduceOp::Sum)?;
+/// let gradient = handle.wait()?;
+/// # assert_eq!(gradient, [1.0; 4]);
+/// # Ok(())
+/// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+/// # Ok::<(), kolo::Error>(())
+/// ```
 #[must_use = "the result comes from `wait`"]
 pub struct Handle<B> {
     pub(crate) set: Arc<NamedSet>,

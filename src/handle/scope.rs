@@ -36,6 +36,21 @@ use crate::tensor::{Piece, RawSlice};
 /// })
 /// # });
 /// ```
+///
+/// Both are right like this:
+///
+/// ```
+/// # kolo::threads(1, |kolo| -> kolo::Result<()> {
+/// let mut gradient = vec![1.0_f32; 4];
+/// kolo.scope(|scope| {
+///     scope.allreduce_async("gradient", &mut gradient, kolo::ReduceOp::Sum)?;
+///     Ok(())
+/// })?;
+/// gradient[0] = 2.0;
+/// # Ok(())
+/// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+/// # Ok::<(), kolo::Error>(())
+/// ```
 pub struct Scope<'scope, 'env: 'scope> {
     pub(crate) set: Arc<NamedSet>,
     begun: RefCell<Vec<(Ticket, Arc<Flight>)>>,

@@ -222,6 +222,17 @@ impl NamedSet {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_running(&self) -> bool {
+        self.lock().parts.as_ref().is_some_and(|parts| parts.running.is_some())
+    }
+
+    #[cfg(test)]
+    pub(super) fn panic_inside(&self) {
+        let _core = self.lock();
+        panic!("on purpose, with the lock");
+    }
+
     /// Lets go of the core: accounts for what happened in there. Returns whether operations have ended.
     fn release(self: &Arc<Self>, mut core: MutexGuard<'_, Core>, now: Duration) -> bool {
         let (ended, spent) = core.tickets.take_ended();
