@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::engine::{Built, Channel, Collective, Ground, Operation, block};
 use crate::error::{Error, Result};
@@ -13,11 +14,14 @@ use crate::transport::Link;
 ///
 /// No names and no negotiation: a call starts moving data at once. The operation's kind, type, count and root travel with
 /// its first flag, so ranks that disagree get [`Error::Mismatch`] with every rank's view, before data moves, and the
-/// communicator stays usable (across hosts a mismatch ends the job, naming both views).
+/// communicator stays usable. Between hosts a mismatch ends the communicator with [`Error::Poisoned`], naming both
+/// views; where ranks then wait for messages that nobody means to send, as for two broadcasts with different roots, it
+/// takes until the deadline.
 ///
 /// Calls take `&mut self`; a second thread works on a [`dup`](Self::dup). Every wait has a deadline (`KOLO_DEADLINE`) and
 /// ends with an error when the job fails. After any error but a mismatch or a wrong argument the communicator is
-/// unusable, and buffers that were passed in hold unspecified elements.
+/// unusable, here and on every rank that counts on this one ([`Error::Poisoned`] names the rank that gave up), and
+/// buffers that were passed in hold unspecified elements.
 ///
 /// ```
 /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
@@ -98,8 +102,17 @@ impl Communicator {
         if result.is_err() {
             // The caller's buffers are theirs again once this returns.
             self.channel.cancel(FAILED);
+            self.take_leave();
         }
         result
+    }
+
+    /// Spends a moment on telling the other hosts, whose messages may have to make room first.
+    pub(crate) fn take_leave(&mut self) {
+        let begin = Instant::now();
+        while !self.channel.take_leave() && begin.elapsed() < LEAVE {
+            std::thread::yield_now();
+        }
     }
 
     /// One message of every rank, in rank order.
@@ -130,6 +143,9 @@ impl Communicator {
         Err(Error::argument(format!("{what} {rank} is not a rank of this communicator; its ranks are 0 to {last}")))
     }
 }
+
+/// How long a call that failed tries to tell the other hosts.
+const LEAVE: Duration = Duration::from_millis(50);
 
 /// What every call says after one that failed.
 pub(crate) const FAILED: &str = "an earlier operation of this communicator failed; make a new one on every rank";

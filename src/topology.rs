@@ -141,11 +141,6 @@ impl Topology {
     pub(crate) fn host_name(&self, rank: usize) -> &str {
         &self.hosts[self.host_of(rank)].name
     }
-
-    /// Whether hosts hold contiguous ranks, so that adding host by host adds in rank order.
-    pub(crate) fn is_contiguous(&self) -> bool {
-        self.hosts.iter().all(|host| host.ranks.windows(2).all(|pair| pair[1] == pair[0] + 1))
-    }
 }
 
 fn by_identity(places: &[Place]) -> Vec<Vec<usize>> {
@@ -259,7 +254,7 @@ mod tests {
             seats,
             [[0, 5, 0, 3, 0, 2], [1, 5, 0, 2, 1, 2], [2, 5, 1, 3, 0, 2], [3, 5, 1, 2, 1, 2], [4, 5, 2, 3, 0, 1]]
         );
-        assert!(!all[0].is_homogeneous() && !all[0].is_contiguous());
+        assert!(!all[0].is_homogeneous());
         assert_eq!(all[3].host().ranks, [1, 3]);
         assert!(all[1].is_leader() && !all[3].is_leader());
     }
@@ -270,7 +265,7 @@ mod tests {
         assert_eq!(all.iter().map(|t| t.host_index()).collect::<Vec<_>>(), [0, 0, 0, 1]);
         assert_eq!(seat(&all[3]), [3, 4, 0, 1, 1, 2]);
         assert_eq!(all[3].host().name, "host-a/1");
-        assert!(all[3].is_contiguous() && !all[3].is_homogeneous());
+        assert!(!all[3].is_homogeneous());
         // Four ranks on two processors, also where each pretended host alone would fit.
         assert!(all[3].host().oversubscribed);
     }

@@ -117,6 +117,7 @@ impl Communicator {
             Ok(()) | Err(Error::Mismatch(_)) => outcome,
             Err(error) => {
                 self.channel.give_up(Error::Poisoned(FAILED.into()));
+                self.take_leave();
                 Err(error)
             }
         }

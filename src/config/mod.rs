@@ -65,7 +65,7 @@ impl Config {
             return Err("KOLO_DEADLINE is 0; a wait needs time, write for example 300s".to_owned());
         }
         within("KOLO_SLOT_BYTES", self.slot_bytes, Bytes::kib(4), Bytes::mib(64))?;
-        if self.slot_bytes.0 % 4096 != 0 {
+        if !self.slot_bytes.0.is_multiple_of(4096) {
             return Err(format!("KOLO_SLOT_BYTES is {}; it must be a multiple of 4KiB", self.slot_bytes));
         }
         if !(2..=64).contains(&self.slots) {

@@ -67,7 +67,7 @@ impl Value for Bytes {
 
     fn show(&self) -> String {
         let bytes = self.0 as u64;
-        match BYTE_UNITS[..3].iter().find(|(_, scale)| bytes >= *scale && bytes % scale == 0) {
+        match BYTE_UNITS[..3].iter().find(|(_, scale)| bytes >= *scale && bytes.is_multiple_of(*scale)) {
             Some((unit, scale)) => format!("{}{unit}", bytes / scale),
             None => bytes.to_string(),
         }
@@ -105,7 +105,7 @@ impl Value for Duration {
 
     fn show(&self) -> String {
         let nanos = u64::try_from(self.as_nanos()).unwrap_or(u64::MAX);
-        match TIME_UNITS.iter().find(|(_, scale)| nanos >= *scale && nanos % scale == 0) {
+        match TIME_UNITS.iter().find(|(_, scale)| nanos >= *scale && nanos.is_multiple_of(*scale)) {
             Some((unit, scale)) => format!("{}{unit}", nanos / scale),
             None => "0".to_owned(),
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::request::{Request, Spec};
 use crate::error::{Error, Failure};
 
+#[cfg(test)]
 /// The largest frame of a request ring in bytes.
 pub(crate) const MAX_FRAME: usize = 1024;
 

@@ -27,9 +27,10 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use api::{Action, Batch, BatchItem, Event, MAX_FRAME, Params, Ticket, Topology};
+#[cfg(test)]
+pub(crate) use api::MAX_FRAME;
+pub(crate) use api::{Action, Batch, BatchItem, Event, Params, Ticket, Topology};
 pub(crate) use request::{Device, Kind, Request, Spec};
-pub(crate) use stall::{Report, Stalled};
 
 use crate::error::{Error, Result};
 

@@ -33,6 +33,8 @@ pub(crate) struct Channel {
     pub(super) chunks: u64,
     current: Option<Run>,
     poisoned: Option<Error>,
+    /// Set ranks on other hosts that have yet to be told that this rank gave up.
+    farewells: Vec<usize>,
 }
 
 /// An operation in flight.
@@ -73,6 +75,7 @@ impl Channel {
             chunks: 0,
             current: None,
             poisoned: None,
+            farewells: Vec::new(),
         }
     }
 
@@ -95,6 +98,7 @@ impl Channel {
     }
 
     /// Whether an operation is in flight.
+    #[cfg(test)]
     pub(crate) fn is_busy(&self) -> bool {
         self.current.is_some()
     }
@@ -118,8 +122,9 @@ impl Channel {
     /// Begins an operation; nothing may be in flight. Its buffers are touched until it is ready, fails, or is cancelled.
     pub(crate) fn begin(&mut self, operation: Operation) -> Result<()> {
         debug_assert!(self.current.is_none(), "operations of a channel run one at a time");
-        if let Some(error) = &self.poisoned {
-            return Err(error.clone());
+        if let Some(error) = self.poisoned.clone() {
+            self.take_leave();
+            return Err(error);
         }
         self.sequence = self.sequence.wrapping_add(1);
         self.begun += 1;
@@ -133,7 +138,9 @@ impl Channel {
     /// A mismatch on the only host ends this operation only; any other error ends the channel here and on the peers,
     /// because they may have moved on.
     pub(crate) fn poll(&mut self) -> Result<Step> {
-        let Some(mut run) = self.current.take() else { return Ok(Step::Ready(())) };
+        let Some(mut run) = self.current.take() else {
+            return self.poisoned.clone().map_or(Ok(Step::Ready(())), Err);
+        };
         let step = match &mut run {
             Run::Inline(run) => run.poll(self),
             Run::Host(run) => run.poll(self),
@@ -203,14 +210,26 @@ impl Channel {
             let culprit = self.arena.poisoned(u64::MAX).unwrap_or_else(|| self.team.global(self.team.rank()));
             self.arena.poison(done + 1, culprit);
             self.port.ring();
-            for peer in (0..self.team.size()).filter(|peer| !self.team.members().contains(peer)) {
-                // A last message where there is room for it. Where there is none, or no link any more, the peer's own
-                // deadline ends its wait.
-                let told = self.link.try_send(peer, GOODBYE);
-                log::debug!("giving up an operation; telling rank {peer} of the set: {told:?}");
-            }
+            self.farewells = (0..self.team.size()).filter(|peer| !self.team.members().contains(peer)).collect();
+            self.take_leave();
         }
         error
+    }
+
+    /// Tells the other hosts that this rank gave up, as far as there is room for a message; true once all are told.
+    ///
+    /// A rank that cannot be told for good, because the link is broken, runs into its own deadline.
+    pub(crate) fn take_leave(&mut self) -> bool {
+        if !self.farewells.is_empty() {
+            let link = &mut self.link;
+            // An error of the link is one of the peers' farewells, or comes again when something is sent.
+            let moved = link.progress();
+            self.farewells.retain(|&peer| matches!(link.try_send(peer, GOODBYE), Ok(false)));
+            if let (Err(error), false) = (moved, self.farewells.is_empty()) {
+                log::debug!("telling the ranks {:?} of the set that this one gave up: {error}", self.farewells);
+            }
+        }
+        self.farewells.is_empty()
     }
 
     /// Makes every later operation of this rank fail with `error`. Peers do not learn of it.

@@ -51,7 +51,9 @@ impl Channel {
 
     fn host_plan(&self, op: HostOp, operation: &Operation) -> HostPlan {
         let (members, me) = (self.team.members().len(), self.team.member());
-        HostPlan::new(op, members, me, operation.count, self.chunk(operation), align(operation.dtype))
+        let plan = HostPlan::new(op, members, me, operation.count, self.chunk(operation), align(operation.dtype));
+        // Scaled input exists in the slot only.
+        if operation.prescale == 1.0 { plan.read_own_input() } else { plan }
     }
 
     fn host(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>, op: HostOp) -> Run {

@@ -74,7 +74,7 @@ impl Greetings {
 pub(super) const GOODBYE: &[u8] = &[];
 
 /// What a goodbye is answered with.
-fn left(from: usize) -> Error {
+pub(super) fn left(from: usize) -> Error {
     Error::Poisoned(
         format!("rank {from} of the set gave up an operation that this rank counts on; see its error for why").into(),
     )

@@ -9,9 +9,9 @@ use super::routes::Routes;
 use super::{Channel, Port, Team};
 use crate::error::{Error, Result};
 use crate::membership::{Job, share};
-use crate::plan::{Algorithm, Layout, Table, Thresholds};
+use crate::plan::{Algorithm, Layout, Table, Thresholds, TwoLevel};
 use crate::transport::Link;
-use crate::transport::shm::{Arena, ArenaParams, Memory};
+use crate::transport::shm::{Arena, ArenaParams, Memory, Stamp};
 
 /// Gathers one message of every rank of a set, in set order. Every rank calls it the same number of times.
 pub(super) type Gather<'a> = dyn FnMut(&[u8]) -> Result<Vec<Vec<u8>>> + 'a;
@@ -36,7 +36,6 @@ pub(crate) struct Ground {
 
 /// A set as it was built: its collectives, and its other streams.
 pub(crate) struct Built {
-    pub(crate) id: u32,
     pub(crate) channel: Channel,
     /// Messages between users: `send` and `recv`.
     pub(crate) user: Box<dyn Link>,
@@ -84,10 +83,14 @@ impl Ground {
         };
         let letters = ArenaParams { slots: 0, negotiated: false, ..params };
         let (first, second) = (Arena::bytes(&params), Arena::bytes(&letters));
-        let memory = self.share(&team, first + second, gather)?;
-        let arena = Arena::new(&memory.part(0, first), &params, team.member())?;
+        let stamp = Stamp { job: self.job.id, epoch: self.job.epoch, set: u64::from(id) };
+        let open = |memory: &Memory| Arena::new(&memory.part(0, first), &params, team.member());
+        let memory = self.share(&team, first + second, &open, &stamp, gather)?;
+        let arena = open(&memory)?;
+        arena.populate()?;
         let letters = Arena::new(&memory.part(first, second), &letters, team.member())?;
-        let layout = Layout { hosts: team.hosts().len(), ranks: team.size(), contiguous: is_contiguous(team.hosts()) };
+        let contiguous = TwoLevel::new(team.hosts().to_vec(), team.rank()).contiguous();
+        let layout = Layout { hosts: team.hosts().len(), ranks: team.size(), contiguous };
         let table = Table::new(layout, Thresholds::DEFAULT, config.deterministic, self.algorithm)?;
         let routes = |arena: &Arena, stream| -> Result<Box<dyn Link>> {
             let network = self.network(id, stream, &team)?;
@@ -97,7 +100,7 @@ impl Ground {
         let user = routes(&letters, Stream::User)?;
         let negotiation = if negotiated { self.network(id, Stream::Negotiation, &team)? } else { None };
         let channel = Channel::new(Arc::clone(&self.port), team, arena, link, table);
-        Ok(Built { id, channel, user, negotiation })
+        Ok(Built { channel, user, negotiation })
     }
 
     /// Takes part in the building of a set that this rank is not in, where all ranks of the job exchange.
@@ -128,9 +131,22 @@ impl Ground {
     }
 
     /// Memory shared by the members of each host. If a host has none to give, every rank gets that host's error.
-    fn share(&self, team: &Team, bytes: usize, gather: &mut Gather<'_>) -> Result<Memory> {
+    ///
+    /// The leader stamps the arena in it before the others learn of it, and they check that it is that very memory.
+    fn share(
+        &self,
+        team: &Team,
+        bytes: usize,
+        open: &impl Fn(&Memory) -> Result<Arena>,
+        stamp: &Stamp,
+        gather: &mut Gather<'_>,
+    ) -> Result<Memory> {
         let leads = team.member() == 0;
-        let offer = leads.then(|| share::create(self.job.way, bytes));
+        let offer = leads.then(|| {
+            let offer = share::create(self.job.way, bytes)?;
+            open(&Memory::new(Arc::clone(offer.mapping())))?.stamp(stamp);
+            Ok::<_, Error>(offer)
+        });
         let message = match &offer {
             Some(Ok(offer)) => [&[0][..], &offer.token()].concat(),
             Some(Err(error)) => [&[1][..], error.to_string().as_bytes()].concat(),
@@ -140,7 +156,10 @@ impl Ground {
         refuse(&offers)?;
         let mapping = match &offer {
             Some(Ok(offer)) => Ok(Arc::clone(offer.mapping())),
-            _ => share::open(&offers[team.members()[0]][1..]),
+            _ => share::open(&offers[team.members()[0]][1..]).and_then(|mapping| {
+                open(&Memory::new(Arc::clone(&mapping)))?.verify(stamp)?;
+                Ok(mapping)
+            }),
         };
         // The offer stands until every member has taken it.
         let message = match &mapping {
@@ -161,8 +180,4 @@ fn refuse(messages: &[Vec<u8>]) -> Result<()> {
             Err(Error::config(format!("rank {rank} of the set: {text}")))
         }
     }
-}
-
-fn is_contiguous(hosts: &[Vec<usize>]) -> bool {
-    hosts.iter().flatten().enumerate().all(|(index, &rank)| index == rank)
 }

@@ -148,8 +148,7 @@ impl HostRun {
 
     /// "Slot reuse": every member is done with the chunk that last used the slot of the next chunk to pack.
     fn may_pack(&self, channel: &Channel) -> bool {
-        let needed = (self.count(self.packed) + 1).saturating_sub(channel.arena.slots() as u64);
-        channel.arena.all_done(needed)
+        channel.arena.free_slot(self.count(self.packed)).is_some()
     }
 
     fn pack(&mut self, channel: &Channel) {
@@ -254,7 +253,7 @@ impl HostRun {
         let needed = self.count(self.unpacked + 1);
         match self.steps.after {
             UnpackAfter::Packed => self.all_packed(channel, self.unpacked),
-            UnpackAfter::Reduced => self.steps.unpack.iter().all(|unpack| channel.arena.reduced(unpack.from) >= needed),
+            UnpackAfter::Reduced => channel.arena.all_reduced(needed),
         }
     }
 

@@ -18,6 +18,8 @@ mod regions;
 mod ringing;
 mod rounds;
 mod routes;
+#[cfg(test)]
+mod seeded;
 mod slice;
 mod team;
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::{Driver, NamedSet};
 use crate::coordinator::Params;
 use crate::engine::{Built, Ground};
 use crate::error::{Error, Result};
+use crate::transport::shm::{ENTRY, READY_BITS};
 
 /// Held by everything through which users submit. The drop of the last one ends the rank's operations in flight.
 pub(crate) struct Session {
@@ -43,7 +44,9 @@ impl Session {
             window: config.fusion_window.0.unwrap_or(default.window),
             stall_warn: self.ground.port().warning,
             stall_deadline: config.deadline,
-            capacity: config.cache_capacity.next_multiple_of(64),
+            max_entry: ENTRY,
+            // Beyond this, names go uncached in turn.
+            capacity: config.cache_capacity.next_multiple_of(64).min(READY_BITS),
             ..default
         };
         NamedSet::new(Arc::clone(&self.driver), built, params)

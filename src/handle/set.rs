@@ -456,6 +456,12 @@ impl Core {
             parts.channel.poison(error.clone());
             parts.batches.clear();
             running = parts.running.take();
+            let end = match error {
+                Error::Failed(failure) => Event::Failed(failure),
+                error => Event::Poisoned(error),
+            };
+            // What it would have the set do ends with the set: all tickets are taken out below.
+            parts.coordinator.step(now, end, &mut Vec::new());
         }
         for entry in self.tickets.drain().into_iter().chain(running.into_iter().flat_map(|running| running.entries)) {
             self.tickets.end(entry, Err(error.clone()));

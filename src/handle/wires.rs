@@ -127,16 +127,17 @@ impl Wires {
             self.position += 1;
             self.dirty = true;
         }
+        // Every member empties the rings, or their writers would run out of room; who does not watch hears in vain.
+        for (member, reader) in &mut self.readers {
+            let (member, mut read) = (*member, 0);
+            while reader.try_read(|bytes| {
+                read += bytes.len();
+                coordinator.step(now, Event::PeerRequest { member, bytes }, actions);
+            }) {}
+            self.dirty |= read > 0;
+            *rang |= read >= NEWS;
+        }
         if coordinator.watches_peers() {
-            for (member, reader) in &mut self.readers {
-                let (member, mut read) = (*member, 0);
-                while reader.try_read(|bytes| {
-                    read += bytes.len();
-                    coordinator.step(now, Event::PeerRequest { member, bytes }, actions);
-                }) {}
-                self.dirty |= read > 0;
-                *rang |= read >= NEWS;
-            }
             for member in 0..self.versions.len() {
                 if member != self.me {
                     self.dirty |= self.read_words(member, now, coordinator, actions);

@@ -20,10 +20,12 @@ impl CpuMask {
         Self { words }
     }
 
+    #[cfg(test)]
     pub(crate) fn contains(&self, cpu: usize) -> bool {
         self.words.get(cpu / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
     }
 
+    #[cfg(test)]
     pub(crate) fn insert(&mut self, cpu: usize) {
         if self.words.len() <= cpu / 64 {
             self.words.resize(cpu / 64 + 1, 0);
@@ -79,31 +81,6 @@ pub(crate) fn affinity() -> Result<CpuMask> {
         }
         return Err(Error::system("asking which processors this process may use", error));
     }
-}
-
-/// The bytes of the second-level cache of a processor that this process may use, where the kernel tells.
-pub(crate) fn l2_bytes() -> Option<usize> {
-    let mask = affinity().ok()?;
-    let cpu = (0..mask.words.len() * 64).find(|cpu| mask.contains(*cpu))?;
-    l2_of(&PathBuf::from(format!("/sys/devices/system/cpu/cpu{cpu}/cache")))
-}
-
-fn l2_of(cache: &Path) -> Option<usize> {
-    fs::read_dir(cache).ok()?.filter_map(|entry| Some(entry.ok()?.path())).find_map(|index| {
-        let read = |name| Some(fs::read_to_string(index.join(name)).ok()?.trim().to_owned());
-        let is_l2 = read("level")? == "2" && read("type")? != "Instruction";
-        is_l2.then(|| kernel_size(&read("size")?))?
-    })
-}
-
-/// A size as `/sys` writes it: `2048K`.
-fn kernel_size(text: &str) -> Option<usize> {
-    let (digits, unit) = match text.as_bytes().last()? {
-        b'K' => (&text[..text.len() - 1], 1 << 10),
-        b'M' => (&text[..text.len() - 1], 1 << 20),
-        _ => (text, 1),
-    };
-    digits.parse::<usize>().ok()?.checked_mul(unit)
 }
 
 /// How many processors' worth of time the control groups of this process allow, if they limit it.
@@ -213,28 +190,6 @@ mod tests {
     #[test]
     fn this_thread_may_run_somewhere() {
         assert!(affinity().expect("a mask").count() > 0);
-    }
-
-    #[test]
-    fn cache_sizes_are_read() {
-        let dir = tempfile::tempdir().expect("a directory");
-        for (index, level, kind, size) in
-            [(0, "1", "Data", "32K"), (1, "2", "Instruction", "1K"), (2, "2", "Unified", "2M")]
-        {
-            let index = dir.path().join(format!("index{index}"));
-            fs::create_dir(&index).expect("made");
-            for (name, text) in [("level", level), ("type", kind), ("size", size)] {
-                fs::write(index.join(name), format!("{text}\n")).expect("written");
-            }
-        }
-        assert_eq!(l2_of(dir.path()), Some(2 << 20));
-        assert_eq!(l2_of(&dir.path().join("absent")), None);
-        assert_eq!(kernel_size("512K"), Some(512 << 10));
-        assert_eq!(kernel_size("64"), Some(64));
-        assert_eq!(kernel_size(""), None);
-        assert_eq!(kernel_size("xK"), None);
-        // Whatever this machine answers must not be absurd.
-        assert!(l2_bytes().is_none_or(|bytes| bytes >= 16 << 10));
     }
 
     fn quota_with(groups: &str, mounts: &str, files: &[(&str, &str)]) -> Option<f64> {

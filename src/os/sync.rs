@@ -5,7 +5,7 @@
 #[cfg(not(kolo_loom))]
 pub(crate) use core::{
     hint::spin_loop,
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
 };
 #[cfg(not(kolo_loom))]
 pub(crate) use std::thread::yield_now;

@@ -382,9 +382,8 @@ fn exchange(
     let taken = rank.round.sends.iter().all(|send| wires[me][send.to].is_none());
     if rank.sends == rank.round.sends.len() && rank.receives == rank.round.receives.len() && taken {
         if let Some(span) = rank.round.finish {
-            for at in span.start..span.end() {
-                let element =
-                    work[at].as_mut().unwrap_or_else(|| panic!("element {at} is finished before it is there"));
+            for (at, element) in work.iter_mut().enumerate().take(span.end()).skip(span.start) {
+                let element = element.as_mut().unwrap_or_else(|| panic!("element {at} is finished before it is there"));
                 assert!(!element.done, "element {at} is finished twice");
                 element.done = true;
             }

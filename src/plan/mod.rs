@@ -23,8 +23,8 @@ mod round;
 mod span;
 
 pub use algorithm::Algorithm;
-pub(crate) use direct::{ChunkSteps, HostOp, HostPlan, Own, Pack, ReducePart, Unpack, UnpackAfter};
+pub(crate) use direct::{ChunkSteps, HostOp, HostPlan, Own, ReducePart, UnpackAfter};
 pub(crate) use round::{Combine, LinkPlan, Receive, Round, Send, Values};
 pub(crate) use select::{Layout, Table, Thresholds};
 pub(crate) use span::Span;
-pub(crate) use two_level::{Cross, Relay, TwoLevel};
+pub(crate) use two_level::{Cross, TwoLevel};

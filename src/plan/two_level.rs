@@ -87,16 +87,19 @@ impl TwoLevel {
     }
 
     /// How many members of each host own a slice.
+    #[cfg(test)]
     pub(crate) fn owners(&self) -> usize {
         self.owners
     }
 
     /// This rank's host and its index among the host's members.
+    #[cfg(test)]
     pub(crate) fn place(&self) -> (usize, usize) {
         (self.host, self.member)
     }
 
     /// The set ranks of each host.
+    #[cfg(test)]
     pub(crate) fn hosts(&self) -> &[Box<[usize]>] {
         &self.hosts
     }

@@ -118,6 +118,7 @@ impl<T: Element> SharedBuffer<T> {
         unsafe { self.reserve.mapping.ptr().add(self.offset).cast() }
     }
 
+    #[cfg(test)]
     /// Where the buffer starts in the memory that the host's ranks share: the same bytes in every rank's mapping.
     pub(crate) fn offset(&self) -> usize {
         self.offset

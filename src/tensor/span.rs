@@ -26,11 +26,6 @@ impl RawSlice {
         Self { ptr: data.as_ptr().cast_mut().cast(), len: size_of_val(data) }
     }
 
-    /// `len` bytes at `ptr`, under the promise in the type's documentation.
-    pub(crate) fn from_raw(ptr: *mut u8, len: usize) -> Self {
-        Self { ptr, len }
-    }
-
     pub(crate) fn ptr(&self) -> *mut u8 {
         self.ptr
     }

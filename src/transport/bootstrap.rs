@@ -10,9 +10,6 @@ pub(crate) trait Bootstrap: Send {
     /// The global rank of the caller.
     fn rank(&self) -> usize;
 
-    /// The number of ranks.
-    fn size(&self) -> usize;
-
     /// Gives every rank what every rank passed, by rank. Lengths may differ.
     ///
     /// # Collective
@@ -33,10 +30,6 @@ pub(crate) struct Solo;
 impl Bootstrap for Solo {
     fn rank(&self) -> usize {
         0
-    }
-
-    fn size(&self) -> usize {
-        1
     }
 
     fn allgather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
@@ -129,10 +122,6 @@ impl Meeting {
 impl Bootstrap for Threads {
     fn rank(&self) -> usize {
         self.rank
-    }
-
-    fn size(&self) -> usize {
-        self.meeting.lock().brought.len()
     }
 
     fn allgather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {

@@ -8,7 +8,6 @@ pub(crate) mod launcher;
 pub(crate) mod link;
 #[cfg(feature = "mpi")]
 pub(crate) mod mpi;
-pub(crate) mod random;
 pub(crate) mod shm;
 pub(crate) mod sim;
 mod stamp;

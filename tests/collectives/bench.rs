@@ -8,14 +8,14 @@ use kolo::{Algorithm, Communicator, DType, Element, Kolo, ReduceOp, Result, Shar
 use super::sample::{Random, Sample, draw, poison, same};
 
 /// Bytes of a slot in these jobs: small, so that short tensors fill several.
-pub const SLOT: usize = 4096;
+pub(crate) const SLOT: usize = 4096;
 /// Bytes that ride in an announcement.
 const INLINE: usize = 48;
 /// Elements before and after a buffer that no operation may touch.
 const GUARD: usize = 3;
 
 /// One job.
-pub struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     pub kolo: &'a Kolo,
     pub world: Communicator,
     pub random: Random,
@@ -68,13 +68,13 @@ fn another_two_shot(algorithm: Algorithm) -> bool {
 }
 
 /// The counts at which something changes, for elements of `size` bytes.
-pub fn counts(size: usize) -> Vec<usize> {
+pub(crate) fn counts(size: usize) -> Vec<usize> {
     let (inline, slot) = (INLINE / size, SLOT / size);
     vec![0, 1, inline - 1, inline, inline + 1, 37, slot - 1, slot, slot + 1, 5 * slot + 7]
 }
 
 impl<'a> Bench<'a> {
-    pub fn new(kolo: &'a Kolo) -> Result<Self> {
+    pub(crate) fn new(kolo: &'a Kolo) -> Result<Self> {
         let mut world = kolo.communicator()?;
         let mut seed = [std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64)];
         world.broadcast(&mut seed, 0)?;
@@ -95,7 +95,7 @@ impl<'a> Bench<'a> {
     }
 
     /// The algorithms that can serve, by whether they promise the bits of a sum in rank order.
-    pub fn algorithms(&mut self) -> Vec<(Algorithm, bool)> {
+    pub(crate) fn algorithms(&mut self) -> Vec<(Algorithm, bool)> {
         let serves = |algorithm: &Algorithm| self.world.set_algorithm(*algorithm).is_ok();
         let able: Vec<Algorithm> = Algorithm::ALL.into_iter().filter(serves).collect();
         let local = self.local;
@@ -118,7 +118,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Allreduce of one type: every op, count and algorithm.
-    pub fn allreduce<T: Sample>(&mut self) -> Result<()> {
+    pub(crate) fn allreduce<T: Sample>(&mut self) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         let longest = counts(size_of::<T>()).into_iter().max().unwrap_or(0);
         let (mut input, mut output) = (Memory::<T>::new(self.kolo, longest)?, Memory::<T>::new(self.kolo, longest)?);
@@ -172,7 +172,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Broadcast, allgather, reduce-scatter and barrier of one type.
-    pub fn others<T: Sample>(&mut self) -> Result<()> {
+    pub(crate) fn others<T: Sample>(&mut self) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         let longest = ranks * counts(size_of::<T>()).into_iter().max().unwrap_or(0);
         let (mut input, mut output) = (Memory::<T>::new(self.kolo, longest)?, Memory::<T>::new(self.kolo, longest)?);

@@ -7,7 +7,7 @@ use super::sample::{Random, Sample, draw, poison, same};
 
 impl Bench<'_> {
     /// Every rank to every other, each count twice: the order of a pair is kept.
-    pub fn messages<T: Sample>(&mut self, counts: &[usize]) -> Result<()> {
+    pub(crate) fn messages<T: Sample>(&mut self, counts: &[usize]) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         for from in 0..ranks {
             for to in (0..ranks).filter(|to| *to != from) {
@@ -31,7 +31,7 @@ impl Bench<'_> {
     }
 
     /// Pairs that send to each other, many messages in a row, all pairs at once.
-    pub fn exchange_both_ways<T: Sample>(&mut self, counts: &[usize]) -> Result<()> {
+    pub(crate) fn exchange_both_ways<T: Sample>(&mut self, counts: &[usize]) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         for &count in counts {
             let seed = self.random.next();
@@ -62,7 +62,7 @@ impl Bench<'_> {
     }
 
     /// A collective between a message's sending and its receipt does not see it.
-    pub fn messages_do_not_mix_with_collectives(&mut self) -> Result<()> {
+    pub(crate) fn messages_do_not_mix_with_collectives(&mut self) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         let mut sums = [me as i64];
         if me == 0 {
@@ -82,7 +82,7 @@ impl Bench<'_> {
     }
 
     /// Four threads of every rank, each on a communicator of its own, at once.
-    pub fn threads(&mut self) -> Result<()> {
+    pub(crate) fn threads(&mut self) -> Result<()> {
         let mut copies = (0..3).map(|_| self.world.dup()).collect::<Result<Vec<_>>>()?;
         // A copy of a copy is one, too.
         let again = copies[0].dup()?;

@@ -24,7 +24,7 @@ impl Bench<'_> {
     }
 
     /// Each of them on one rank only: the others do not notice.
-    pub fn wrong_arguments(&mut self) -> Result<()> {
+    pub(crate) fn wrong_arguments(&mut self) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         for odd in 0..ranks {
             if me == odd {
@@ -52,7 +52,7 @@ impl Bench<'_> {
     }
 
     /// An algorithm that cannot serve leaves the one that was set.
-    pub fn wrong_algorithms(&mut self) -> Result<()> {
+    pub(crate) fn wrong_algorithms(&mut self) -> Result<()> {
         self.world.set_algorithm(Algorithm::BinomialTree)?;
         for algorithm in [Algorithm::OneShot, Algorithm::TwoShot] {
             let outcome = self.world.set_algorithm(algorithm);
@@ -70,7 +70,7 @@ impl Bench<'_> {
     }
 
     /// A receive of another type or length names both sides, takes the message, and leaves the buffer.
-    pub fn wrong_messages(&mut self) -> Result<()> {
+    pub(crate) fn wrong_messages(&mut self) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         for (from, to) in (0..ranks).flat_map(|from| (0..ranks).map(move |to| (from, to))).filter(|(a, b)| a != b) {
             for count in [2, 100_000] {
@@ -104,7 +104,7 @@ impl Bench<'_> {
     }
 
     /// One rank asks for something else than the others: every one of them in turn, in every way.
-    pub fn mismatches(&mut self) -> Result<()> {
+    pub(crate) fn mismatches(&mut self) -> Result<()> {
         let ranks = self.kolo.size();
         for odd in 0..ranks {
             for way in Way::ALL {

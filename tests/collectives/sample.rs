@@ -3,10 +3,10 @@
 use kolo::{Element, ReduceOp, bf16, f16};
 
 /// SplitMix64: every rank draws every rank's elements from the seed they share.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -16,7 +16,7 @@ impl Random {
 }
 
 /// An element type with its references.
-pub trait Sample: Element {
+pub(crate) trait Sample: Element {
     fn draw(random: &mut Random) -> Self;
 
     /// The reduction in rank order as one process does it: 16-bit floats add up in f32 and round once.
@@ -118,17 +118,17 @@ macro_rules! integers {
 integers!(i32, i64, u8, u64);
 
 /// What `rank` contributes.
-pub fn draw<T: Sample>(seed: u64, rank: usize, count: usize) -> Vec<T> {
+pub(crate) fn draw<T: Sample>(seed: u64, rank: usize, count: usize) -> Vec<T> {
     let mut random = Random(seed ^ (rank as u64 + 1).wrapping_mul(0xd6e8_feb8_6659_fd93));
     (0..count).map(|_| T::draw(&mut random)).collect()
 }
 
 /// What nobody contributes: every byte is 0xa5.
-pub fn poison<T: Sample>() -> T {
+pub(crate) fn poison<T: Sample>() -> T {
     bytemuck::pod_read_unaligned(&[0xa5; 8][..size_of::<T>()])
 }
 
 /// Bit for bit.
-pub fn same<T: Sample>(got: &[T], want: &[T]) -> bool {
+pub(crate) fn same<T: Sample>(got: &[T], want: &[T]) -> bool {
     bytemuck::cast_slice::<T, u8>(got) == bytemuck::cast_slice::<T, u8>(want)
 }

@@ -26,7 +26,7 @@ pub(super) fn sets(shape: &Shape, params: &Params) -> Vec<Arc<NamedSet>> {
     let named = |(rank, channel): (usize, crate::engine::Channel)| {
         let negotiation = (shape.hosts.len() > 1).then(|| link(rank, 2, 1 << 16));
         let driver = Driver::manual(Arc::clone(channel.port()));
-        let built = Built { id: 0, channel, user: link(rank, 1, 64), negotiation };
+        let built = Built { channel, user: link(rank, 1, 64), negotiation };
         NamedSet::new(driver, built, params.clone()).expect("a set")
     };
     shape.channels().into_iter().enumerate().map(named).collect()

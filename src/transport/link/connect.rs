@@ -65,7 +65,7 @@ pub(crate) fn connect(listener: Listener, party: &Party<'_>, deadline: Duration)
         let now = Instant::now();
         setup.advance(now)?;
         if setup.missing().next().is_none() {
-            return Links::new(party.me, party.hosts, setup.joined);
+            return Links::new(party.hosts, setup.joined);
         }
         let left = (start + deadline).saturating_duration_since(now);
         if left.is_zero() {

@@ -50,7 +50,6 @@ pub(crate) struct Interest<'a> {
 /// that this leader is lost.
 #[derive(Debug)]
 pub(crate) struct Links {
-    me: usize,
     peers: Vec<Option<Peer>>,
 }
 
@@ -78,7 +77,7 @@ struct State {
 
 impl Links {
     /// Takes over connections that have proved themselves.
-    pub(super) fn new(me: usize, cards: &[Card], streams: Vec<Option<TcpStream>>) -> Result<Self> {
+    pub(super) fn new(cards: &[Card], streams: Vec<Option<TcpStream>>) -> Result<Self> {
         let mut peers = Vec::new();
         for (card, stream) in cards.iter().zip(streams) {
             let Some(stream) = stream else {
@@ -91,12 +90,7 @@ impl Links {
                 .map_err(|error| Error::system(format!("setting up the connection to {}", card.name), error))?;
             peers.push(Some(Peer { name: card.name.clone(), stream, state: Mutex::default() }));
         }
-        Ok(Self { me, peers })
-    }
-
-    /// The index of this host.
-    pub(crate) fn me(&self) -> usize {
-        self.me
+        Ok(Self { peers })
     }
 
     /// The connections to watch at the moment. They change only by [`handle`](Self::handle).
@@ -171,6 +165,7 @@ impl Links {
     }
 
     /// Wakes every other leader.
+    #[cfg(test)]
     pub(crate) fn ring_all(&self) {
         (0..self.peers.len()).for_each(|host| self.ring(host));
     }

@@ -24,9 +24,12 @@ static EXITING: AtomicBool = AtomicBool::new(false);
 /// The process that MPI belongs to; 0 before there is one. A forked child has another number and does nothing.
 static OWNER: AtomicU32 = AtomicU32::new(0);
 
+/// What a runtime that is still live wants done when the process exits; it gets the status where that is known.
+type OnExit = Box<dyn FnOnce(Option<c_int>) + Send>;
+
 struct State {
     home: Home,
-    live: BTreeMap<u64, Box<dyn FnOnce(Option<c_int>) + Send>>,
+    live: BTreeMap<u64, OnExit>,
     next: u64,
     hooked: bool,
 }

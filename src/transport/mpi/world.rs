@@ -28,7 +28,6 @@ pub(crate) struct MpiWorld {
     rank: usize,
     size: usize,
     pub(super) tag_limit: c_int,
-    library: String,
     gather: Mutex<Gather>,
     /// How many jobs this rank has taken part in.
     pub(super) jobs: AtomicU32,
@@ -67,6 +66,7 @@ impl MpiWorld {
     fn duplicate(parent: Comm, whole: bool, end: Instant, deadline: Duration) -> Result<Self> {
         let mpi = serial();
         let library = call::library();
+        log::debug!("MPI: {library}");
         let (rank, size) = (to_usize(mpi.rank(parent)?), to_usize(mpi.size(parent)?));
         if whole && let Some(text) = launcher::launched().and_then(|launcher| launcher.contradicts(size, &library)) {
             return Err(Error::config(text));
@@ -91,15 +91,7 @@ impl MpiWorld {
             pace.wait();
         };
         serial().return_errors(comm)?;
-        Ok(Self {
-            comm,
-            rank,
-            size,
-            tag_limit,
-            library,
-            gather: Mutex::new(Gather::default()),
-            jobs: AtomicU32::new(0),
-        })
+        Ok(Self { comm, rank, size, tag_limit, gather: Mutex::new(Gather::default()), jobs: AtomicU32::new(0) })
     }
 
     /// This process's rank.
@@ -110,11 +102,6 @@ impl MpiWorld {
     /// The number of ranks.
     pub(crate) fn size(&self) -> usize {
         self.size
-    }
-
-    /// The MPI library and its version, in its own words.
-    pub(crate) fn library(&self) -> &str {
-        &self.library
     }
 
     /// Gives every rank what every rank passed, by rank.
@@ -262,10 +249,6 @@ impl MpiBootstrap {
 impl Bootstrap for MpiBootstrap {
     fn rank(&self) -> usize {
         self.world.rank
-    }
-
-    fn size(&self) -> usize {
-        self.world.size
     }
 
     fn allgather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {

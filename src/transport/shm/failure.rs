@@ -120,7 +120,8 @@ impl Failures {
 
 /// At most `most` bytes of `text`, cut between characters.
 fn cut(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
+    let end = (0..=most.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
 }
 
 #[cfg(all(test, not(kolo_loom)))]

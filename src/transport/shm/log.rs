@@ -141,6 +141,7 @@ impl Log {
         }
     }
 
+    #[cfg(test)]
     /// The largest entry in bytes.
     pub(crate) fn entry_max(&self) -> usize {
         self.shape.entry
@@ -207,6 +208,7 @@ impl Log {
         found
     }
 
+    #[cfg(test)]
     /// Whether there is an entry at `index`: one load.
     #[inline]
     pub(crate) fn installed(&self, index: u64) -> bool {
@@ -243,6 +245,7 @@ impl Log {
         self.executed[self.me].count.store(index + 1, Ordering::Release);
     }
 
+    #[cfg(test)]
     /// Entries that a member has finished with.
     pub(crate) fn executed(&self, member: usize) -> u64 {
         self.executed[member].count.load(Ordering::Acquire)

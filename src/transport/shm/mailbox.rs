@@ -114,6 +114,7 @@ impl MailSender {
     }
 
     /// Bytes that a message may have.
+    #[cfg(test)]
     pub(crate) fn piece(&self) -> usize {
         self.ring.pieces[0].payload.len()
     }
@@ -154,6 +155,7 @@ impl MailReceiver {
         Self { ring, taken }
     }
 
+    #[cfg(test)]
     /// Whether a message waits: one load.
     #[inline]
     pub(crate) fn ready(&self) -> bool {

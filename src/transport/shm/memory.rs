@@ -81,6 +81,7 @@ mod real {
 
     impl Memory {
         /// New memory of this process alone.
+        #[cfg(test)]
         pub(crate) fn anonymous(len: usize) -> super::Result<Self> {
             Ok(Self::new(Arc::new(Mapping::anonymous(len)?)))
         }
@@ -99,11 +100,6 @@ mod real {
 
         pub(crate) fn len(&self) -> usize {
             self.len
-        }
-
-        /// The mapping that this is part of.
-        pub(crate) fn mapping(&self) -> &Arc<Mapping> {
-            &self.mapping
         }
 
         /// Enters a part into this process's page table; see [`Mapping::populate`].
@@ -407,7 +403,7 @@ mod tests {
         // SAFETY: one thread.
         unsafe { bytes.write(7, &[1]) };
         assert_eq!(here[1].load(Ordering::Relaxed), u64::from_ne_bytes([5, 0, 0, 0, 0, 0, 0, 1]));
-        assert_eq!((part.len(), bytes.len(), part.mapping().len()), (256, 8, 2 * PAGE));
+        assert_eq!((part.len(), bytes.len(), memory.len()), (256, 8, 2 * PAGE));
         part.populate(0, 256).expect("populated");
     }
 

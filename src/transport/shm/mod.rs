@@ -24,12 +24,11 @@ mod segment;
 
 pub(crate) use announcement::Fingerprint;
 pub(crate) use arena::{Arena, ArenaParams};
-pub(crate) use control::{Control, MemberRecord, MemberState};
-pub(crate) use doorbell::{Bells, Slept};
+pub(crate) use control::{Control, MemberState};
 pub(crate) use header::Stamp;
-pub(crate) use log::{Install, Log};
+pub(crate) use log::{ENTRY, Install, Log};
 pub(crate) use mailbox::{MailReceiver, MailSender};
 pub(crate) use memory::Memory;
-pub(crate) use ready::ReadyWords;
+pub(crate) use ready::READY_BITS;
 pub(crate) use requests::{RequestReader, RequestWriter};
 pub(crate) use segment::{Offer, Ticket};

@@ -128,18 +128,14 @@ mod loom_tests {
                 writer.set(1, 2);
             });
             let reader = ReadyWords::new(&memory, place, 2, 1);
-            loop {
-                match reader.version(0) {
-                    0 => {}
-                    1 => assert_eq!(reader.word(0, 0), 1),
-                    version => {
-                        assert_eq!((version, reader.word(0, 0), reader.word(0, 1)), (2, 1, 2));
-                        break;
-                    }
-                }
-                thread::yield_now();
-            }
+            // A thread of its own, and no yield, after which loom would show it the newest values.
+            let reading = thread::spawn(move || match reader.version(0) {
+                0 => {}
+                1 => assert_eq!(reader.word(0, 0), 1),
+                version => assert_eq!((version, reader.word(0, 0), reader.word(0, 1)), (2, 1, 2)),
+            });
             writing.join().expect("the writer ends");
+            reading.join().expect("the reader ends");
         });
     }
 }

@@ -9,8 +9,6 @@ use super::memory::{Bytes, Cursor, Line, Lines, Memory};
 
 /// Bytes of a member's ring.
 pub(crate) const RING: usize = 64 << 10;
-/// The largest frame: half a ring, so that one frame never waits for itself.
-pub(crate) const FRAME: usize = RING / 2;
 const HEAD: usize = 8;
 
 #[repr(C, align(128))]
@@ -168,6 +166,7 @@ impl RequestReader {
         }
     }
 
+    #[cfg(test)]
     /// Whether a frame waits: one load.
     #[inline]
     pub(crate) fn ready(&self) -> bool {

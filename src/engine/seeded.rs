@@ -1,0 +1,335 @@
+//! Random sequences of random operations, one after another without a pause, under random schedules: ranks run ahead of
+//! each other, fall behind, and sleep.
+//!
+//! `KOLO_SEEDS=n` runs n seeds, `KOLO_SEED=n` one of them. A failure prints its seed.
+
+use super::testing::{Random, Shape, assert_moves};
+use super::{Channel, Collective, Operation, Pieces, Step};
+use crate::error::{Error, Result};
+use crate::plan::Algorithm;
+use crate::tensor::{DType, Piece, RawSlice, ReduceOp};
+use crate::{bf16, f16};
+
+/// Prints the seed when the test panics.
+struct Replay(u64);
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("KOLO_SEED={} replays it", self.0);
+        }
+    }
+}
+
+fn for_each_seed(count: u64, run: impl Fn(u64)) {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("KOLO_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("KOLO_SEEDS").unwrap_or(count),
+    };
+    for seed in seeds {
+        let _replay = Replay(seed);
+        run(seed);
+    }
+}
+
+/// Bytes of a whole number, of the type.
+fn element(dtype: DType, value: i64) -> Vec<u8> {
+    match dtype {
+        DType::F16 => f16::from_f64(value as f64).to_le_bytes().to_vec(),
+        DType::BF16 => bf16::from_f64(value as f64).to_le_bytes().to_vec(),
+        DType::F32 => (value as f32).to_le_bytes().to_vec(),
+        DType::F64 => (value as f64).to_le_bytes().to_vec(),
+        DType::I32 => (value as i32).to_le_bytes().to_vec(),
+        DType::I64 | DType::U64 => value.to_le_bytes().to_vec(),
+        DType::U8 => vec![value as u8],
+    }
+}
+
+/// Small whole numbers, whose sums and products every type holds exactly (or turns into the same infinity, or the same
+/// remainder): the order of summing, which other tests look at, does not show.
+fn draw(dtype: DType, op: Option<ReduceOp>, random: &mut Random) -> i64 {
+    let signed = !matches!(dtype, DType::U8 | DType::U64);
+    match op {
+        Some(ReduceOp::Product) if signed => [1, 2, -1][random.below(3)],
+        Some(ReduceOp::Product) => [1, 2][random.below(2)],
+        _ => random.below(9) as i64 - if signed { 4 } else { 0 },
+    }
+}
+
+fn reduce(dtype: DType, op: ReduceOp, column: impl Iterator<Item = i64>) -> Vec<u8> {
+    let column: Vec<i64> = column.collect();
+    let (sum, ranks) = (column.iter().sum::<i64>(), column.len());
+    let value = match op {
+        ReduceOp::Sum => sum,
+        ReduceOp::Average => {
+            // One division, in the accumulator's type.
+            return match dtype {
+                DType::F16 => f16::from_f32(sum as f32 / ranks as f32).to_le_bytes().to_vec(),
+                DType::BF16 => bf16::from_f32(sum as f32 / ranks as f32).to_le_bytes().to_vec(),
+                DType::F32 => (sum as f32 / ranks as f32).to_le_bytes().to_vec(),
+                DType::F64 => (sum as f64 / ranks as f64).to_le_bytes().to_vec(),
+                _ => element(dtype, sum / ranks as i64),
+            };
+        }
+        ReduceOp::Min => column.into_iter().min().unwrap(),
+        ReduceOp::Max => column.into_iter().max().unwrap(),
+        ReduceOp::Product => column.into_iter().product(),
+    };
+    element(dtype, value)
+}
+
+/// One operation: what every rank has, and what it must get.
+struct Task {
+    collective: Collective,
+    dtype: DType,
+    count: usize,
+    inputs: Vec<Vec<u8>>,
+    /// Empty for ranks that work in place.
+    outputs: Vec<Vec<u8>>,
+    wants: Vec<Vec<u8>>,
+}
+
+impl Task {
+    fn random(ranks: usize, chunk_bytes: usize, random: &mut Random) -> Self {
+        let dtype = DType::ALL[random.below(8)];
+        let op = ReduceOp::ALL[random.below(5)];
+        let collective = match random.below(6) {
+            0 => Collective::Broadcast { root: random.below(ranks) },
+            1 => Collective::Allgather,
+            2 => Collective::ReduceScatter(op),
+            3 => Collective::Barrier,
+            _ => Collective::Allreduce(op),
+        };
+        let chunk = chunk_bytes / dtype.size();
+        let count = match random.below(4) {
+            0 => random.below(8),
+            1 => (chunk + random.below(3)).saturating_sub(1),
+            2 => random.below(chunk.min(200) + 1),
+            _ => random.below(5 * chunk.min(200) + 2),
+        };
+        let (given, got, dtype) = match collective {
+            Collective::Allgather => (1, ranks, dtype),
+            Collective::ReduceScatter(_) => (ranks, 1, dtype),
+            Collective::Barrier => (0, 0, DType::U8),
+            _ => (1, 1, dtype),
+        };
+        let count = if collective == Collective::Barrier { 0 } else { count };
+        let op = match collective {
+            Collective::Allreduce(op) | Collective::ReduceScatter(op) => Some(op),
+            _ => None,
+        };
+        let rows: Vec<Vec<i64>> =
+            (0..ranks).map(|_| (0..given * count).map(|_| draw(dtype, op, random)).collect()).collect();
+        let bytes = |row: &[i64]| row.iter().flat_map(|&value| element(dtype, value)).collect::<Vec<u8>>();
+        let inputs: Vec<Vec<u8>> = rows.iter().map(|row| bytes(row)).collect();
+        let reduced = |from: usize, op| -> Vec<u8> {
+            (from..from + count).flat_map(|at| reduce(dtype, op, rows.iter().map(|row| row[at]))).collect()
+        };
+        let want = |rank: usize| match collective {
+            Collective::Broadcast { root } => inputs[root].clone(),
+            Collective::Allgather => inputs.concat(),
+            Collective::ReduceScatter(op) => reduced(rank * count, op),
+            Collective::Allreduce(op) => reduced(0, op),
+            _ => Vec::new(),
+        };
+        let wants = (0..ranks).map(want).collect();
+        let outputs = (0..ranks)
+            .map(|_| {
+                let in_place = match collective {
+                    Collective::Broadcast { .. } => true,
+                    Collective::Allreduce(_) => random.below(2) == 0,
+                    _ => false,
+                };
+                vec![0xa5; if in_place { 0 } else { got * count * dtype.size() }]
+            })
+            .collect();
+        Self { collective, dtype, count, inputs, outputs, wants }
+    }
+
+    fn operation(&mut self, rank: usize, random: &mut Random) -> Operation {
+        let (input, output) = (&mut self.inputs[rank], &mut self.outputs[rank]);
+        let pieces = match self.collective {
+            Collective::Barrier => Pieces::None,
+            Collective::Allreduce(_) if output.is_empty() => in_place(input, self.dtype.size(), random),
+            _ if output.is_empty() => Pieces::One([Piece::in_place(RawSlice::of_mut(input))]),
+            _ => Pieces::One([Piece { input: RawSlice::of(input), output: RawSlice::of_mut(output) }]),
+        };
+        Operation { pieces, ..Operation::new(self.collective, self.dtype, self.count, None) }
+    }
+
+    fn check(&self, what: &str) {
+        for (rank, want) in self.wants.iter().enumerate() {
+            let got = if self.outputs[rank].is_empty() { &self.inputs[rank] } else { &self.outputs[rank] };
+            assert!(
+                got == want || self.collective == Collective::Barrier,
+                "{what}: {:?} of {} {} on rank {rank}: {got:?}, not {want:?}",
+                self.collective,
+                self.count,
+                self.dtype
+            );
+        }
+    }
+}
+
+/// One tensor, or several laid end to end.
+fn in_place(data: &mut [u8], size: usize, random: &mut Random) -> Pieces {
+    if random.below(2) == 0 {
+        return Pieces::One([Piece::in_place(RawSlice::of_mut(data))]);
+    }
+    let mut rest = data;
+    let mut list = Vec::new();
+    while !rest.is_empty() {
+        let (piece, tail) = rest.split_at_mut(random.below(rest.len() / size + 1) * size);
+        list.push(Piece::in_place(RawSlice::of_mut(piece)));
+        rest = tail;
+    }
+    Pieces::Many(list)
+}
+
+/// A random job, without the algorithms that cannot serve it.
+fn shape(random: &mut Random) -> Shape {
+    let layouts: [&[usize]; 9] = [&[1], &[2], &[3], &[5], &[2, 2], &[3, 1], &[1, 1], &[1, 3, 2], &[2, 1, 2, 1]];
+    let hosts = layouts[random.below(layouts.len())].to_vec();
+    let deterministic = random.below(3) == 0;
+    let algorithm = loop {
+        let algorithm = Algorithm::ALL[random.below(Algorithm::ALL.len())];
+        let far = hosts.len() > 1;
+        let serves = match algorithm {
+            Algorithm::OneShot | Algorithm::TwoShot => !far,
+            Algorithm::Ring | Algorithm::BinomialTree => !deterministic,
+            Algorithm::TwoLevel => !(deterministic && far),
+            Algorithm::Auto | Algorithm::OrderedChain => true,
+        };
+        if serves {
+            break algorithm;
+        }
+    };
+    Shape {
+        hosts,
+        slot_bytes: [64, 128, 192, 512, 1024, 4096][random.below(6)],
+        slots: 1 + random.below(4),
+        algorithm,
+        deterministic,
+        negotiated: false,
+        seed: random.next(),
+    }
+}
+
+/// Runs the tasks on every rank, each rank at its own pace. `cancel` names a rank and the task that it gives up.
+///
+/// Returns, for each rank, how its first task that did not succeed ended.
+fn run_tasks(
+    channels: &mut [Channel],
+    tasks: &mut [Task],
+    cancel: Option<(usize, usize)>,
+    random: &mut Random,
+) -> Vec<(usize, Result<()>)> {
+    let mut next = vec![0; channels.len()];
+    let mut ended: Vec<Option<Result<()>>> = channels.iter().map(|_| None).collect();
+    let mut asleep = vec![0; channels.len()];
+    let mut stuck = 0;
+    while ended.iter().any(Option::is_none) {
+        let rank = random.below(channels.len());
+        if asleep[rank] > 0 {
+            asleep[rank] -= 1;
+            continue;
+        }
+        if random.below(64) == 0 {
+            asleep[rank] = random.below(200);
+        }
+        for _ in 0..=random.below(8) {
+            if ended[rank].is_some() {
+                channels[rank].take_leave();
+                break;
+            }
+            let channel = &mut channels[rank];
+            stuck += 1;
+            if !channel.is_busy() {
+                let Some(task) = tasks.get_mut(next[rank]) else {
+                    ended[rank] = Some(Ok(()));
+                    continue;
+                };
+                if let Err(error) = channel.begin(task.operation(rank, random)) {
+                    ended[rank] = Some(Err(error));
+                    continue;
+                }
+                if cancel == Some((rank, next[rank])) {
+                    // Before, amid or after the work, as chance wills.
+                    for _ in 0..random.below(6) {
+                        if channel.is_busy() && channel.poll().is_ok_and(|step| step == Step::Ready(())) {
+                            next[rank] += 1;
+                        }
+                    }
+                    channel.give_up(Error::Poisoned("given up on purpose".into()));
+                }
+            }
+            match channel.poll() {
+                Ok(Step::Ready(())) => {
+                    next[rank] += 1;
+                    stuck = 0;
+                }
+                Ok(Step::Progress) => stuck = 0,
+                Ok(Step::Pending) => {}
+                Err(error) => ended[rank] = Some(Err(error)),
+            }
+        }
+        assert_moves(stuck, channels);
+    }
+    next.into_iter().zip(ended.into_iter().flatten()).collect()
+}
+
+#[test]
+fn seeded_operations_one_after_another() {
+    for_each_seed(150, |seed| {
+        let mut random = Random(seed);
+        let shape = shape(&mut random);
+        let ranks = shape.hosts.iter().sum();
+        let mut channels = shape.channels();
+        let mut tasks: Vec<Task> =
+            (0..2 + random.below(8)).map(|_| Task::random(ranks, shape.slot_bytes, &mut random)).collect();
+        for (rank, end) in run_tasks(&mut channels, &mut tasks, None, &mut random).into_iter().enumerate() {
+            end.1.unwrap_or_else(|error| panic!("{shape:?}, rank {rank}: {error}"));
+        }
+        for (index, task) in tasks.iter().enumerate() {
+            task.check(&format!("{shape:?}, operation {index}"));
+        }
+    });
+}
+
+/// Whoever gives an operation up takes the others with it: all end with an error, none waits for its deadline, and what
+/// ended before is right.
+#[test]
+fn seeded_giving_up_ends_every_rank() {
+    for_each_seed(150, |seed| {
+        let mut random = Random(seed ^ 0x5eed);
+        let shape = shape(&mut random);
+        let ranks: usize = shape.hosts.iter().sum();
+        let mut channels = shape.channels();
+        let mut tasks: Vec<Task> = (0..4).map(|_| Task::random(ranks, shape.slot_bytes, &mut random)).collect();
+        // In the end everyone waits for everyone.
+        for _ in 0..2 {
+            tasks.push(Task {
+                collective: Collective::Allreduce(ReduceOp::Sum),
+                dtype: DType::I32,
+                count: 1,
+                inputs: vec![vec![1, 0, 0, 0]; ranks],
+                outputs: vec![Vec::new(); ranks],
+                wants: vec![vec![ranks as u8, 0, 0, 0]; ranks],
+            });
+        }
+        let (quitter, at) = (random.below(ranks), random.below(4));
+        let ends = run_tasks(&mut channels, &mut tasks, Some((quitter, at)), &mut random);
+        for (rank, (done, end)) in ends.iter().enumerate() {
+            let what = format!("{shape:?}: rank {quitter} gives up operation {at}; rank {rank} ended {done}: {end:?}");
+            let Err(Error::Poisoned(text)) = end else { panic!("{what}") };
+            assert!(text.contains("gave up") || rank == quitter && text.contains("on purpose"), "{what}");
+            assert!(rank != quitter || *done <= at + 1, "{what}");
+        }
+        // The operations that ended on every rank before.
+        let before = ends.iter().map(|(done, _)| *done).min().unwrap_or(0);
+        for (index, task) in tasks[..before].iter().enumerate() {
+            task.check(&format!("{shape:?}, operation {index}, before it was over"));
+        }
+    });
+}
