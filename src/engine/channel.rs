@@ -138,6 +138,7 @@ impl Channel {
     /// A mismatch on the only host ends this operation only; any other error ends the channel here and on the peers,
     /// because they may have moved on.
     pub(crate) fn poll(&mut self) -> Result<Step> {
+        self.progress()?;
         let Some(mut run) = self.current.take() else {
             return self.poisoned.clone().map_or(Ok(Step::Ready(())), Err);
         };
@@ -176,6 +177,15 @@ impl Channel {
                 Err(self.give_up(error))
             }
         }
+    }
+
+    /// Moves on what was handed to the network: a large message arrives only while its sender asks for it, whatever the
+    /// operation itself waits for meanwhile, and also after its end.
+    pub(crate) fn progress(&mut self) -> Result<()> {
+        if self.link.idle() {
+            return Ok(());
+        }
+        self.link.progress().map_err(|error| self.give_up(error))
     }
 
     /// Ends a wait for a member that has given up this operation or an earlier one. Who gave up a later one has done its

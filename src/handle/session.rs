@@ -45,8 +45,9 @@ impl Session {
             stall_warn: self.ground.port().warning,
             stall_deadline: config.deadline,
             max_entry: ENTRY,
-            // Beyond this, names go uncached in turn.
-            capacity: config.cache_capacity.next_multiple_of(64).min(READY_BITS),
+            // Beyond the most, names go uncached in turn; one remembered name is as good as none.
+            capacity: config.cache_capacity.clamp(1, READY_BITS),
+            evict_after: 4 * config.cache_capacity as u64,
             ..default
         };
         NamedSet::new(Arc::clone(&self.driver), built, params)

@@ -16,8 +16,10 @@ use crate::event;
 const LINGER: Duration = Duration::from_secs(1);
 /// While nothing moves, how often to ask whether the ranks that are waited for still exist.
 const LOOK: Duration = Duration::from_millis(100);
-/// What other hosts send rings no bell of this one: how long to sleep between looks.
-const REMOTE: Duration = Duration::from_micros(500);
+/// Messages between hosts move only while both ends look. While some are under way, how long to sleep between looks.
+const UNDER_WAY: Duration = Duration::from_micros(500);
+/// The same while another host may begin to speak: that rings a bell, but the bell may be faster than the message.
+const EXPECTED: Duration = Duration::from_millis(5);
 
 /// The named operations of one set on one rank.
 ///
@@ -249,7 +251,8 @@ impl Core {
 
     fn wake_at(&self, now: Duration, team: &Team) -> Option<Duration> {
         let parts = self.parts.as_ref()?;
-        let remote = (!team.is_local()).then(|| now + REMOTE);
+        let moves = parts.running.is_some() || !(parts.wires.is_flushed() && parts.channel.is_flushed());
+        let remote = (!team.is_local()).then(|| now + if moves { UNDER_WAY } else { EXPECTED });
         [parts.wires.tick_at(), remote].into_iter().flatten().min()
     }
 
@@ -318,7 +321,7 @@ impl Core {
                             self.tickets.end(entry, Err(error));
                         }
                     }
-                    Some(Action::Poison(error)) => self.poison(&error, now, port),
+                    Some(Action::Poison(error)) => self.poison(&for_others(&error), now, port),
                     Some(Action::Warn(text)) => event::tell_warning(&text),
                     Some(other) => unreachable!("the wires carry {other:?}"),
                 }
@@ -337,6 +340,7 @@ impl Core {
     fn advance(&mut self, now: Duration) -> Result<bool> {
         let (Some(parts), None) = (&mut self.parts, &self.over) else { return Ok(false) };
         let Some(running) = &mut parts.running else {
+            parts.channel.progress()?;
             let Some(batch) = parts.batches.pop_front() else { return Ok(false) };
             self.begin(batch, now)?;
             return Ok(true);
@@ -449,7 +453,8 @@ impl Core {
     }
 
     fn end_all(&mut self, error: &Error, now: Duration) {
-        self.over.get_or_insert_with(|| Over { error: error.clone(), linger_until: now + LINGER });
+        let others = for_others(error);
+        self.over.get_or_insert_with(|| Over { error: others.clone(), linger_until: now + LINGER });
         let mut running = None;
         if let Some(parts) = &mut self.parts {
             // First: the flights' owners may touch the memory as soon as they see that the flights are over.
@@ -463,8 +468,11 @@ impl Core {
             // What it would have the set do ends with the set: all tickets are taken out below.
             parts.coordinator.step(now, end, &mut Vec::new());
         }
-        for entry in self.tickets.drain().into_iter().chain(running.into_iter().flat_map(|running| running.entries)) {
+        for entry in running.into_iter().flat_map(|running| running.entries) {
             self.tickets.end(entry, Err(error.clone()));
+        }
+        for entry in self.tickets.drain() {
+            self.tickets.end(entry, Err(others.clone()));
         }
     }
 }
@@ -502,6 +510,14 @@ impl Parts {
 
 fn is_gone(port: &Port, rank: u32) -> bool {
     (port.absence)(rank).is_some_and(|absence| absence.is_final())
+}
+
+/// What `error`, which ended the set, is to the operations that it does not speak of.
+fn for_others(error: &Error) -> Error {
+    match error {
+        Error::Failed(_) | Error::Poisoned(_) => error.clone(),
+        other => Error::Poisoned(format!("the set can no longer be used: {other}").into()),
+    }
 }
 
 fn too_late(name: &str) -> Error {

@@ -205,13 +205,17 @@ impl World {
         let plans = (0..names)
             .map(|_| {
                 let mut plan = draw_plan(count, &mut random);
+                let mut was_refused = false;
                 let mut next = |random: &mut Random| {
                     // Mostly the same request again, which is what the cache is for.
                     if random.below(4) == 0 {
                         plan = draw_plan(count, random);
                     }
                     // A rank that gives up what has just failed elsewhere would ask for it again, alone.
-                    plan.odd = plan.odd.filter(|_| random.below(3) == 0 && !reckless);
+                    // Two refusals of one rank that the log has not seen are one to its peers.
+                    let refused = matches!(plan.odd, Some((_, Odd::Refused)));
+                    plan.odd = plan.odd.filter(|_| random.below(3) == 0 && !reckless && !was_refused);
+                    was_refused = refused && plan.odd.is_some();
                     plan.clone()
                 };
                 (0..steps).map(|_| next(&mut random)).collect()
