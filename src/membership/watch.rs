@@ -174,7 +174,7 @@ impl Watcher {
 
 /// Whether no rank of this host is in the job any more.
 fn all_left(core: &Core) -> bool {
-    (0..core.control.members()).all(|local| core.control.state(local) != MemberState::Joined)
+    (0..core.topology.local_size()).all(|local| core.control.state(local) != MemberState::Joined)
 }
 
 impl Drop for Watcher {
