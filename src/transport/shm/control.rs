@@ -148,6 +148,7 @@ impl Control {
         self.inner.header.verify(stamp)
     }
 
+    #[cfg(test)]
     pub(crate) fn members(&self) -> usize {
         self.inner.members.len()
     }
