@@ -57,6 +57,7 @@ fn detect(environment: impl Fn(&str) -> Option<String>) -> Option<Launcher> {
     pmix.then(|| Launcher { kind: LauncherKind::Pmix, size: None, rank: number("PMIX_RANK") })
 }
 
+    #[cfg(any(test, feature = "mpi"))]
 impl Launcher {
     /// Why a program without MPI cannot be what this launcher started.
     #[cfg(not(feature = "mpi"))]
