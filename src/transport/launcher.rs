@@ -57,7 +57,6 @@ fn detect(environment: impl Fn(&str) -> Option<String>) -> Option<Launcher> {
     pmix.then(|| Launcher { kind: LauncherKind::Pmix, size: None, rank: number("PMIX_RANK") })
 }
 
-    #[cfg(any(test, feature = "mpi"))]
 impl Launcher {
     /// Why a program without MPI cannot be what this launcher started.
     #[cfg(not(feature = "mpi"))]
@@ -72,6 +71,7 @@ impl Launcher {
         })
     }
 
+    #[cfg(any(test, feature = "mpi"))]
     /// Why a world of `size` ranks cannot be the job that this launcher started.
     pub(crate) fn contradicts(&self, size: usize, library: &str) -> Option<String> {
         let started = match (self.size, self.rank) {
