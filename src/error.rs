@@ -37,6 +37,15 @@ pub enum Error {
         missing: Arc<str>,
     },
 
+    /// A rank that the operation needs has left the job, or its process has ended: it will not come.
+    #[error("{what} cannot end: {missing}")]
+    Gone {
+        /// The operation that needs the rank.
+        what: Arc<str>,
+        /// The rank, how it went, and what to do.
+        missing: Arc<str>,
+    },
+
     /// The job failed: the first failure of any rank, the same on every rank.
     #[error("{0}")]
     Failed(Arc<Failure>),

@@ -71,7 +71,7 @@ fails!(an_exit_past_all_handlers, [(1, 2, "")], ["exited with code 0 without lea
 });
 
 /// Layouts with ranks on the victim's host that wait for it.
-const AWAITED: [Layout; 4] = [(1, 2, ""), (0, 3, ""), (3, 4, "2,2"), (1, 4, "")];
+const AWAITED: [Layout; 6] = [(1, 2, ""), (0, 3, ""), (3, 4, "2,2"), (0, 4, "2,2"), (1, 4, "1,1,2"), (1, 4, "")];
 
 #[test]
 fn a_wait_for_a_rank_that_left_names_it() {

@@ -78,8 +78,18 @@ impl HostRun {
         }
     }
 
-    /// Does the next thing that peers allow: at most one chunk of one stage.
+    /// Does what peers allow, but at most a chunk of work: all stages of an only chunk, else the next stage of one.
     pub(super) fn poll(&mut self, channel: &mut Channel) -> Result<Step> {
+        let short = self.plan.chunks() <= 1 && self.cross.is_none();
+        loop {
+            match self.stage(channel)? {
+                Step::Progress if short => {}
+                step => return Ok(step),
+            }
+        }
+    }
+
+    fn stage(&mut self, channel: &mut Channel) -> Result<Step> {
         if let Some(relay) = &mut self.relay {
             match relay.poll(channel)? {
                 Step::Ready(()) => self.relay = None,

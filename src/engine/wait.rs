@@ -194,6 +194,6 @@ impl Port {
         let gone = ranks.iter().filter_map(|&rank| (self.absence)(rank)).find(Absence::is_final);
         let Some(absence) = gone else { return Ok(()) };
         self.check()?;
-        Err(Error::Poisoned(format!("{what} cannot end: {absence}").into()))
+        Err(Error::Gone { what: what.into(), missing: absence.to_string().into() })
     }
 }

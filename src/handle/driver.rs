@@ -5,7 +5,7 @@
 //! meanwhile. With nothing to do, nobody polls and nobody wakes. README.md argues that no wake-up is lost.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use super::set::NamedSet;
 use crate::engine::{Idle, Port, Step};
 use crate::error::{Error, Result};
 use crate::os::futex;
+use crate::os::sync::{AtomicU32, fence};
 
 /// Says that a thread of kolo itself panicked.
 pub(crate) type OnPanic = Box<dyn Fn(&str) + Send + Sync>;

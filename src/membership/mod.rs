@@ -79,13 +79,18 @@ pub(crate) struct Job {
     parts: Option<JobParts>,
 }
 
-/// What a rank holds for as long as it belongs to the job. Fields go in this order.
+#[cfg(feature = "mpi")]
+pub(crate) type Live = Option<crate::transport::mpi::LiveGuard>;
+/// Without MPI an exit ends all ranks at once.
+#[cfg(not(feature = "mpi"))]
+pub(crate) type Live = Option<std::convert::Infallible>;
+
+/// What a rank holds for as long as it belongs to the job.
 pub(crate) struct JobParts {
-    pub(crate) _watcher: Option<Watcher>,
+    pub(crate) watcher: Option<Watcher>,
     pub(crate) bootstrap: Mutex<Box<dyn Bootstrap>>,
     /// Makes an exit of the process while the rank belongs to the job a failure.
-    #[cfg(feature = "mpi")]
-    pub(crate) _live: Option<crate::transport::mpi::LiveGuard>,
+    pub(crate) live: Live,
 }
 
 /// What a [`Core`] is made of.
@@ -217,12 +222,12 @@ impl Core {
         }
     }
 
-    /// Whether this host's leader tells the user. It hears from the other hosts, which may have failed at the same time;
-    /// one host tells.
+    /// Whether this host's leader tells the user, as its thread does even after it has left. It hears from the other
+    /// hosts, which may have failed at the same time; one host tells.
     fn leader_tells(&self) -> bool {
         let leader = self.topology.host().ranks[0];
         let runs = || matches!(process::state(self.topology.place(leader).pid), State::Running | State::Sleeping);
-        self.topology.hosts().len() > 1 && self.control.state(0) == MemberState::Joined && runs()
+        self.topology.hosts().len() > 1 && self.control.state(0) != MemberState::Dead && runs()
     }
 
     /// Tells the other hosts of the failure, once, if this rank leads its host.
@@ -410,6 +415,11 @@ impl Drop for Job {
             self.core.linger();
         }
         self.core.control.leave();
-        drop(parts);
+        // A leader that has left before waits for the last rank of its host.
+        self.core.nudge.look();
+        let Some(JobParts { watcher, bootstrap: _bootstrap, live: _live }) = parts else { return };
+        if let Some(watcher) = watcher {
+            watcher.retire(&self.core);
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,12 @@ use crate::transport::shm::MemberState;
 const WITHOUT_PIDFD: Duration = Duration::from_millis(50);
 /// How long the kernel may take from a process's end to telling strangers how it ended.
 const TELLING: Duration = Duration::from_millis(50);
+
+/// What the thread is to do.
+const GO_ON: u8 = 0;
+/// Go on until no rank of the host is left.
+const RETIRE: u8 = 1;
+const STOP: u8 = 2;
 
 /// Means "look at the state of the job" where a host's number would stand.
 const LOOK: u16 = u16::MAX;
@@ -120,7 +126,7 @@ impl Doorway {
 /// The running thread. Dropping it stops it.
 #[derive(Debug)]
 pub(crate) struct Watcher {
-    stop: Arc<AtomicBool>,
+    stop: Arc<AtomicU8>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -134,7 +140,7 @@ pub(crate) struct WatchParts {
 
 impl Watcher {
     pub(crate) fn start(parts: WatchParts) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicU8::new(GO_ON));
         let wake = Arc::clone(&parts.doorway.write);
         let mut watch = Watch::new(parts, Arc::clone(&stop))?;
         let body = move || {
@@ -153,9 +159,30 @@ impl Watcher {
     }
 }
 
+impl Watcher {
+    /// Lets a leader's thread go on without its rank, which has left, for as long as other ranks of the host are there:
+    /// they hear of other hosts through it alone.
+    pub(super) fn retire(mut self, core: &Core) {
+        if core.links.is_some() && !core.control.aborted() && !all_left(core) {
+            self.stop.store(RETIRE, Ordering::Release);
+            send(&self.wake, LOOK);
+            // It ends by itself.
+            drop(self.thread.take());
+        }
+    }
+}
+
+/// Whether no rank of this host is in the job any more.
+fn all_left(core: &Core) -> bool {
+    (0..core.topology.local_size()).all(|local| core.control.state(local) != MemberState::Joined)
+}
+
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
+        if self.thread.is_none() {
+            return;
+        }
+        self.stop.store(STOP, Ordering::Release);
         send(&self.wake, LOOK);
         if let Some(thread) = self.thread.take() {
             // Its panics were caught and reported.
@@ -221,7 +248,7 @@ struct Lost {
 #[derive(Debug)]
 struct Watch {
     core: Arc<Core>,
-    stop: Arc<AtomicBool>,
+    stop: Arc<AtomicU8>,
     doorway: Doorway,
     peers: Vec<Peer>,
     /// When to end the job if whoever should have done it has not.
@@ -235,7 +262,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(parts: WatchParts, stop: Arc<AtomicBool>) -> Result<Self> {
+    fn new(parts: WatchParts, stop: Arc<AtomicU8>) -> Result<Self> {
         let WatchParts { core, doorway } = parts;
         let mut peers = Vec::new();
         for (local, &rank) in core.topology.host().ranks.iter().enumerate() {
@@ -263,7 +290,7 @@ impl Watch {
     fn run(&mut self) {
         // What happened before the descriptors were open is not told by them.
         self.look_at_peers();
-        while !self.stop.load(Ordering::Acquire) {
+        while !self.is_over() {
             self.look_at_job();
             let heard = self.sleep();
             self.drain();
@@ -287,6 +314,15 @@ impl Watch {
         while let Some(lost) = self.lost.as_ref().filter(|lost| lost.failed) {
             std::thread::sleep(lost.tell_at.saturating_duration_since(Instant::now()));
             self.look_at_lost();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match self.stop.load(Ordering::Acquire) {
+            GO_ON => false,
+            // After a failure there is nothing to stay for but what is still to be told.
+            RETIRE => self.core.control.aborted() || all_left(&self.core),
+            _ => true,
         }
     }
 

@@ -15,7 +15,7 @@ use crate::config::{Config, Loaded, Raw};
 use crate::error::{Error, Result};
 use crate::event;
 use crate::fields::{put, take_array, take_text};
-use crate::membership::{Core, CoreParts, Job, JobParts, WatchParts, Watcher, World, record_panics};
+use crate::membership::{Core, CoreParts, Job, JobParts, Live, WatchParts, Watcher, World, record_panics};
 use crate::os::process::Identity;
 use crate::os::{cpu, host, random};
 use crate::topology::{Place, Topology};
@@ -78,12 +78,7 @@ pub(super) fn boot(settings: Result<Raw>, kind: Kind) -> Result<Kolo, Refusal> {
     match join(&mut table, loaded, &ground, deadline) {
         Ok((core, watcher)) => {
             let bootstrap = Mutex::new(table.into_bootstrap());
-            let parts = JobParts {
-                _watcher: watcher,
-                bootstrap,
-                #[cfg(feature = "mpi")]
-                _live: ground.live(&core),
-            };
+            let parts = JobParts { watcher, bootstrap, live: ground.live(&core) };
             Kolo::new(Arc::new(Job::new(core, parts))).map_err(|error| Refusal { error, tell: true, who })
         }
         Err(Stop { error, tell }) => Err(Refusal { error, tell, who }),
@@ -100,6 +95,7 @@ enum Ground {
 
 impl Kind {
     /// Finds the other ranks.
+    #[cfg_attr(not(feature = "mpi"), allow(unused_variables, reason = "only MPI is waited for"))]
     fn ground(self, deadline: Duration) -> Result<(Box<dyn Bootstrap>, Ground)> {
         match self {
             Self::Thread { bootstrap, network } => Ok((Box::new(bootstrap), Ground::Threads(network))),
@@ -124,6 +120,7 @@ impl Ground {
     ///
     /// # Collective
     /// Every rank.
+    #[cfg_attr(not(feature = "mpi"), allow(unused_variables, reason = "only MPI has to know"))]
     fn world(&self, id: u128, epoch: u64, deadline: Duration) -> Result<World> {
         match self {
             Self::Solo => Ok(World::Solo),
@@ -133,9 +130,15 @@ impl Ground {
         }
     }
 
+    #[cfg(not(feature = "mpi"))]
+    #[allow(clippy::unused_self, reason = "as with MPI")]
+    fn live(&self, _core: &Arc<Core>) -> Live {
+        None
+    }
+
     /// Makes an exit of the process a failure for as long as the rank belongs to the job.
     #[cfg(feature = "mpi")]
-    fn live(&self, core: &Arc<Core>) -> Option<mpi::LiveGuard> {
+    fn live(&self, core: &Arc<Core>) -> Live {
         let Self::Mpi(world) = self else { return None };
         let core = Arc::clone(core);
         Some(world.live_guard(move |status| {

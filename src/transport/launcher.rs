@@ -71,6 +71,7 @@ impl Launcher {
         })
     }
 
+    #[cfg(any(test, feature = "mpi"))]
     /// Why a world of `size` ranks cannot be the job that this launcher started.
     pub(crate) fn contradicts(&self, size: usize, library: &str) -> Option<String> {
         let started = match (self.size, self.rank) {

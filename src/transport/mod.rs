@@ -10,6 +10,7 @@ pub(crate) mod link;
 pub(crate) mod mpi;
 pub(crate) mod shm;
 pub(crate) mod sim;
+#[cfg(feature = "mpi")]
 mod stamp;
 
 use crate::error::{Error, Result};

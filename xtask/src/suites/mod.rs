@@ -134,7 +134,7 @@ pub(crate) fn run(words: &[String]) -> Result<ExitCode> {
     let (mut passed, mut failed) = (0, 0);
     for suite in wanted {
         let left = options.limit().saturating_sub(started.elapsed());
-        let (line, ok) = run_one(suite, &context, left);
+        let (line, ok) = run_one(suite, &context, options.full, left);
         println!("{line}\n");
         lines.push(line);
         if ok {
@@ -153,9 +153,9 @@ pub(crate) fn run(words: &[String]) -> Result<ExitCode> {
 }
 
 /// Runs one suite; returns its line and whether it passed.
-fn run_one(suite: &Suite, context: &Context, left: Duration) -> (String, bool) {
+fn run_one(suite: &Suite, context: &Context, full: bool, left: Duration) -> (String, bool) {
     println!("== {}: {}", suite.name, suite.what);
-    let budget = Duration::from_secs(suite.seconds).min(left);
+    let budget = Duration::from_secs(suite.budget(full)).min(left);
     let started = Instant::now();
     context.deadline.set(started + budget);
     context.budget.set(budget);
@@ -171,7 +171,7 @@ fn run_one(suite: &Suite, context: &Context, left: Duration) -> (String, bool) {
         Err(error) => ("FAILED", format!(": {error:#}")),
     };
     let counted = format!("{} {}", context.tests.get(), suite.counts);
-    let seconds = format!("{:6.1} s of {:4} s", elapsed.as_secs_f64(), suite.seconds);
+    let seconds = format!("{:6.1} s of {:4} s", elapsed.as_secs_f64(), suite.budget(full));
     (format!("{word} {:10} {seconds}  {counted}{why}", suite.name), result.is_ok())
 }
 
@@ -181,9 +181,9 @@ mod tests {
 
     #[test]
     fn budgets_fit_the_limits() {
-        let sum = |long| {
-            let suites = SUITES.iter().filter(|suite| long || !suite.long);
-            Duration::from_secs(suites.map(|suite| suite.seconds).sum())
+        let sum = |full| {
+            let suites = SUITES.iter().filter(|suite| full || !suite.long);
+            Duration::from_secs(suites.map(|suite| suite.budget(full)).sum())
         };
         assert!(sum(false) <= DEFAULT_LIMIT, "{:?}", sum(false));
         assert!(sum(true) <= FULL_LIMIT, "{:?}", sum(true));
