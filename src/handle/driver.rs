@@ -257,6 +257,7 @@ impl Driver {
             }
             let left = deadline - waited;
             let longest = wake_at.map_or(left, |at| left.min(at.saturating_sub(self.now())));
+            idle.expect_messages(self.port.abroad.is_some());
             self.port.back_off(&mut idle, longest, || self.drive(&mut sets).0 || over());
         }
     }
@@ -271,6 +272,7 @@ impl Driver {
             if waited >= deadline {
                 return Ok(false);
             }
+            idle.expect_messages(self.port.abroad.is_some());
             self.port.back_off(&mut idle, deadline - waited, over);
         }
         Ok(true)
@@ -303,6 +305,7 @@ impl Driver {
                 continue;
             }
             let longest = wake_at.map_or(Duration::MAX, |at| at.saturating_sub(self.now()));
+            idle.expect_messages(self.port.abroad.is_some());
             self.port.back_off(&mut idle, longest, || {
                 self.drive(&mut sets).0 || self.stop.load(Ordering::SeqCst) || self.waiters.load(Ordering::SeqCst) > 0
             });
