@@ -333,14 +333,15 @@ fn cancel_what_all_have_submitted() -> Result<()> {
             Ok(data) => assert!(data.iter().all(|x| *x == kolo.size() as f32)),
             Err(error) => {
                 assert!(over == [1] && matches!(&error, Error::Poisoned(_)), "{error}");
-                assert!(error.to_string().contains("rank 1"), "{error}");
+                assert!(error.to_string().contains("rank 1 "), "{error}");
             }
         }
     }
     judge.barrier()
 }
 
-mpi_test!(a_late_cancel_is_an_error_on_every_rank, np = [2, 3], hosts = ["2,1"], || {
+// On one host: messages to another that nobody takes any more keep MPI from being finalised, which fails the job.
+mpi_test!(a_late_cancel_is_an_error_on_every_rank, np = [2, 3], || {
     cancel_what_all_have_submitted().expect("the judge works on");
     ExitCode::SUCCESS
 });
@@ -391,6 +392,8 @@ mpi_test!(scopes_wait_and_cancel, np = [2, 3], hosts = ["1,1"], |kolo| {
 
 mpi_test!(the_last_kolo_may_go_with_operations_in_flight, np = [2, 3], || {
     let kolo = kolo::init().expect("a job");
+    // Keeps the others from leaving over what they find.
+    let judge = kolo::init().expect("another one");
     let before = kolo.clone();
     before.barrier().expect("all are there");
     if kolo.rank() == 1 {
@@ -406,6 +409,7 @@ mpi_test!(the_last_kolo_may_go_with_operations_in_flight, np = [2, 3], || {
         assert!(matches!(error, Error::Poisoned(_)), "{error}");
         assert!(error.to_string().contains("rank 1"), "{error}");
     }
+    judge.barrier().expect("the other job goes on");
     ExitCode::SUCCESS
 });
 
