@@ -514,6 +514,7 @@ impl Parts {
 
     /// Sends what waits to be sent, when nothing else is done any more.
     fn flush_last(&mut self) -> Result<()> {
+        self.channel.take_leave();
         self.wires.ignore_leaders()?;
         self.wires.flush(&mut self.coordinator).map(|_| ())
     }
