@@ -43,7 +43,7 @@ fn env(name: &str) -> Option<u64> {
 const MUSEUM: [(u64, &str); 1] = [(7090, "a withdrawal that a failure has made moot must not confirm the next one")];
 
 #[test]
-fn seeds_that_found_bugs() {
+fn seeded_museum_of_found_bugs() {
     for (seed, rule) in MUSEUM {
         eprintln!("KOLO_SEED={seed}: {rule}");
         World::new(seed).run();
@@ -51,7 +51,7 @@ fn seeds_that_found_bugs() {
 }
 
 #[test]
-fn random_programs_on_weak_memory() {
+fn seeded_programs_on_weak_memory() {
     if let Some(seed) = env("KOLO_SEED") {
         World::new(seed).run();
         return;
