@@ -25,9 +25,13 @@ macro_rules! each_type {
         $bench.$run::<bf16>()?;
         $bench.$run::<f32>()?;
         $bench.$run::<f64>()?;
+        $bench.$run::<i8>()?;
+        $bench.$run::<i16>()?;
         $bench.$run::<i32>()?;
         $bench.$run::<i64>()?;
         $bench.$run::<u8>()?;
+        $bench.$run::<u16>()?;
+        $bench.$run::<u32>()?;
         $bench.$run::<u64>()?;
     };
 }
@@ -42,6 +46,7 @@ mpi_test!(
         each_type!(bench.allreduce);
         let allreduces = bench.cases;
         each_type!(bench.others);
+        bench.bools()?;
         if kolo.rank() == 0 {
             let others = bench.cases - allreduces;
             println!("cases: {allreduces} allreduces and {others} others, each on all {} ranks", kolo.size());

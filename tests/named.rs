@@ -214,23 +214,30 @@ fn mismatch(kolo: &Kolo, kind: &str, odd: usize) -> Result<()> {
         ("root", false) => kolo.broadcast("x", &mut data, odd),
         ("kind", true) => kolo.broadcast("x", &mut data, 0),
         ("local", true) => kolo.broadcast("x", &mut data, 99),
+        ("type", true) => kolo.allreduce("x", &mut data, ReduceOp::And),
         _ => kolo.allreduce("x", &mut data, ReduceOp::Sum),
     }
 }
 
 mpi_test!(a_mismatch_lists_every_rank_and_harms_nothing, np = [2, 3], hosts = ["2,2"], |kolo| {
-    for kind in ["dtype", "shape", "op", "prescale", "root", "kind", "local"] {
+    for kind in ["dtype", "shape", "op", "prescale", "root", "kind", "local", "type"] {
         for odd in 0..kolo.size() {
             let error = mismatch(kolo, kind, odd).expect_err("the ranks disagree");
-            if kind == "local" && kolo.rank() == odd {
-                assert!(matches!(&error, Error::Argument(text) if text.contains("broadcast from rank 99")), "{error}");
+            let refused = match kind {
+                "local" => Some(("broadcast from rank 99", "not in the set")),
+                "type" => Some(("'x': and does not take f32, only i32", "and does not take f32")),
+                _ => None,
+            };
+            if let (Some((reason, _)), true) = (refused, kolo.rank() == odd) {
+                assert!(matches!(&error, Error::Argument(text) if text.contains(reason)), "{error}");
             } else {
                 let Error::Mismatch(mismatch) = &error else { panic!("{kind} of rank {odd}: {error}") };
                 let ranks: Vec<usize> = mismatch.views.iter().map(|view| view.0 as usize).collect();
                 assert_eq!(ranks, (0..kolo.size()).collect::<Vec<_>>());
                 let view = |rank: usize| &mismatch.views[rank].1;
                 assert_ne!(view(odd), view((odd + 1) % kolo.size()), "{error}");
-                assert_eq!(kind == "local", view(odd).contains("not in the set"), "{error}");
+                let reason = refused.map_or("not in the set", |(_, reason)| reason);
+                assert_eq!(refused.is_some(), view(odd).contains(reason), "{error}");
             }
             let mut right = [1_i32; 3];
             kolo.allreduce("x", &mut right, ReduceOp::Sum)?;

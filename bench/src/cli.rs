@@ -96,10 +96,10 @@ pub(crate) struct LateArgs {
 
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct ElementArgs {
-    /// Element type: f16, bf16, f32, f64, i32, i64, u8 or u64.
+    /// Element type: f16, bf16, f32, f64, or i or u and 8, 16, 32 or 64.
     #[arg(long, default_value = "f32", value_parser = parse_dtype)]
     pub(crate) dtype: DType,
-    /// Operation: sum, average, min, max or product.
+    /// Operation: sum, average, min, max or product; of integers also and, or, xor.
     #[arg(long, default_value = "sum", value_parser = parse_op)]
     pub(crate) op: ReduceOp,
 }
@@ -224,6 +224,9 @@ impl Cli {
 impl ElementArgs {
     /// MPI has neither the 16-bit floats nor an average: measuring something else under its name would mislead.
     fn check(&self, contest: &ContestArgs) -> Result<(), String> {
+        if !self.op.takes(self.dtype) {
+            return Err(format!("{} does not take {}; use an integer type, such as --dtype i32", self.op, self.dtype));
+        }
         if contest.against.is_empty() {
             return Ok(());
         }
@@ -243,8 +246,9 @@ impl ElementArgs {
 }
 
 fn parse_dtype(text: &str) -> Result<DType, String> {
-    DType::ALL.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
-        let names: Vec<_> = DType::ALL.iter().map(|dtype| dtype.name()).collect();
+    let reducible = || DType::ALL.into_iter().filter(|dtype| ReduceOp::Sum.takes(*dtype));
+    reducible().find(|dtype| dtype.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
+        let names: Vec<_> = reducible().map(DType::name).collect();
         format!("no such element type; use one of {}", names.join(", "))
     })
 }
@@ -338,7 +342,10 @@ mod tests {
             ("list --dtype bf16 --against mpi-fused", "no type for bf16"),
             ("allreduce --against mpi-fused", "the list command"),
             ("allreduce --dtype f8", "use one of f16, bf16, f32"),
-            ("allreduce --op xor", "use one of sum, average"),
+            ("allreduce --dtype bool", "use one of f16, bf16, f32"),
+            ("allreduce --op nand", "use one of sum, average"),
+            ("allreduce --op xor", "xor does not take f32; use an integer type"),
+            ("list --op and --dtype bf16", "and does not take bf16"),
             ("allreduce --bytes 8:4", "below the minimum"),
             ("allreduce --rounds 0", "--rounds"),
             ("allreduce --algorithm magic", "--algorithm"),

@@ -10,7 +10,7 @@ use kolo::{ReduceOp, bf16, f16};
 pub(crate) const PERIOD: usize = 1021;
 
 /// An element type that can hold a whole number, or the quotient of two.
-pub(crate) trait Sample: kolo::Element {
+pub(crate) trait Sample: kolo::Reducible {
     /// `numerator / denominator` as a reduction computes it: floats round once, integers truncate and wrap.
     fn of(numerator: i64, denominator: i64) -> Self;
 }
@@ -31,7 +31,7 @@ macro_rules! sample {
 }
 
 sample! {
-    whole: i32, i64, u8, u64;
+    whole: i8, i16, i32, i64, u8, u16, u32, u64;
     float: f16 => f16::from_f64, bf16 => bf16::from_f64, f32 => |x| x as f32, f64 => |x| x
 }
 
@@ -55,11 +55,14 @@ impl<T: Sample> Pattern<T> {
                     ReduceOp::Min => T::of(values.min().unwrap_or(0), 1),
                     ReduceOp::Max => T::of(values.max().unwrap_or(0), 1),
                     ReduceOp::Product => T::of(values.product(), 1),
+                    ReduceOp::And => T::of(values.fold(!0, |all, value| all & value), 1),
+                    ReduceOp::Or => T::of(values.fold(0, |all, value| all | value), 1),
+                    ReduceOp::Xor => T::of(values.fold(0, |all, value| all ^ value), 1),
                     other => unreachable!("the command line admits no {other}"),
                 }
             })
             .collect();
-        // No reduction of the values gives it: sums end at 255, products at 6.
+        // No reduction of the values gives it: sums end at 127, products at 6, and what bits make at 15.
         Self { own, expected, poison: T::of(250, 1) }
     }
 
@@ -117,8 +120,8 @@ fn value(op: ReduceOp, rank: usize, ranks: usize, place: usize) -> i64 {
         let three = random(place as u64 + (1 << 32)) % ranks as u64 == rank as u64;
         return if two { 2 } else { 1 } * if three { 3 } else { 1 };
     }
-    // 8 bits hold every sum: bf16 has no more, and u8 would wrap.
-    let largest = (248 / ranks as u64).clamp(1, 8);
+    // 7 bits hold every sum: bf16 has 8, and i8 would wrap.
+    let largest = (124 / ranks as u64).clamp(1, 8);
     (random(((rank as u64) << 32) + place as u64) % (largest + 1)) as i64
 }
 
@@ -162,9 +165,12 @@ mod tests {
         sums_are_expected::<bf16>();
         sums_are_expected::<f32>();
         sums_are_expected::<f64>();
+        sums_are_expected::<i16>();
         sums_are_expected::<i32>();
         sums_are_expected::<i64>();
         sums_are_expected::<u8>();
+        sums_are_expected::<u16>();
+        sums_are_expected::<u32>();
         sums_are_expected::<u64>();
     }
 

@@ -167,6 +167,10 @@ fn datatype(dtype: DType) -> Result<ffi::MPI_Datatype> {
             DType::I64 => ffi::RSMPI_INT64_T,
             DType::U8 => ffi::RSMPI_UINT8_T,
             DType::U64 => ffi::RSMPI_UINT64_T,
+            DType::I8 => ffi::RSMPI_INT8_T,
+            DType::I16 => ffi::RSMPI_INT16_T,
+            DType::U16 => ffi::RSMPI_UINT16_T,
+            DType::U32 => ffi::RSMPI_UINT32_T,
             other => bail!("MPI has no type for {other}; leave out --against, or use --dtype f32"),
         })
     }
@@ -180,6 +184,9 @@ fn operation(op: ReduceOp) -> Result<ffi::MPI_Op> {
             ReduceOp::Min => ffi::RSMPI_MIN,
             ReduceOp::Max => ffi::RSMPI_MAX,
             ReduceOp::Product => ffi::RSMPI_PROD,
+            ReduceOp::And => ffi::RSMPI_BAND,
+            ReduceOp::Or => ffi::RSMPI_BOR,
+            ReduceOp::Xor => ffi::RSMPI_BXOR,
             other => {
                 bail!("MPI has no operation for {other}; leave out --against, or use --op sum")
             }

@@ -6,7 +6,7 @@ use crate::engine::Collective;
 use crate::error::{Error, Result};
 use crate::handle::{Call, Handle, Options, Scope, ScopedHandle};
 use crate::process_set::ProcessSet;
-use crate::tensor::{Element, Piece, RawSlice, ReduceOp, Tensor};
+use crate::tensor::{Piece, RawSlice, ReduceOp, Reducible, Tensor};
 
 impl Communicator {
     /// Reduces `data` over all ranks, in place: afterwards every rank holds the same bits.
@@ -17,9 +17,11 @@ impl Communicator {
     /// Every rank calls it at the same place in its order, with the same type, length and `op`.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] if the ranks disagree; the first failure of the job; [`Error::Timeout`] at the deadline.
+    /// [`Error::Mismatch`] if the ranks disagree; [`Error::Argument`] if `op` does not [take](ReduceOp::takes) the type; the
+    /// first failure of the job; [`Error::Timeout`] at the deadline.
     #[inline]
-    pub fn allreduce<T: Element>(&mut self, data: &mut [T], op: ReduceOp) -> Result<()> {
+    pub fn allreduce<T: Reducible>(&mut self, data: &mut [T], op: ReduceOp) -> Result<()> {
+        op.check(T::DTYPE)?;
         let piece = Piece::in_place(RawSlice::of_mut(data));
         self.run_on::<T>(Collective::Allreduce(op), data.len(), piece)
     }
@@ -32,7 +34,7 @@ impl Communicator {
     /// # Errors
     /// As [`allreduce`](Self::allreduce), and [`Error::Argument`] if the lengths differ.
     #[inline]
-    pub fn allreduce_into<T: Element>(&mut self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
+    pub fn allreduce_into<T: Reducible>(&mut self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
         if input.len() != output.len() {
             return Err(Error::argument(format!(
                 "allreduce of {} elements into {}: input and output must be equally long",
@@ -40,6 +42,7 @@ impl Communicator {
                 output.len()
             )));
         }
+        op.check(T::DTYPE)?;
         self.run_on::<T>(Collective::Allreduce(op), input.len(), apart(input, output))
     }
 }
@@ -52,10 +55,11 @@ impl ProcessSet {
     /// names, from any thread.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the name is in flight already or is no name (empty, or over 512 bytes); [`Error::Mismatch`] on
-    /// every rank if they ask for different things, before data moves; [`Error::Timeout`] at the deadline; the first
-    /// failure of the job. `data` holds unspecified elements after the last two.
-    pub fn allreduce<T: Element>(&self, name: &str, data: &mut [T], op: ReduceOp) -> Result<()> {
+    /// [`Error::Argument`] if the name is in flight already or is no name (empty, or over 512 bytes), or if `op` does not
+    /// [take](ReduceOp::takes) the type; [`Error::Mismatch`] on every rank if they ask for different things, before data
+    /// moves; [`Error::Timeout`] at the deadline; the first failure of the job. `data` holds unspecified elements after the
+    /// last two.
+    pub fn allreduce<T: Reducible>(&self, name: &str, data: &mut [T], op: ReduceOp) -> Result<()> {
         self.allreduce_with(name, data, op, &Options::default())
     }
 
@@ -63,7 +67,7 @@ impl ProcessSet {
     ///
     /// # Errors
     /// As [`allreduce`](Self::allreduce).
-    pub fn allreduce_with<T: Element>(
+    pub fn allreduce_with<T: Reducible>(
         &self,
         name: &str,
         data: &mut [T],
@@ -91,11 +95,11 @@ impl ProcessSet {
     /// As [`allreduce`](Self::allreduce); the tensor's shape must be equal on every rank, too.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the name is in flight already or is no name, or the tensor's shape does not fit its elements.
-    /// All others come from the handle. The tensor is dropped if the call fails.
+    /// [`Error::Argument`] if the name is in flight already or is no name, `op` does not take the type, or the tensor's
+    /// shape does not fit its elements. All others come from the handle. The tensor is dropped if the call fails.
     pub fn allreduce_async<B>(&self, name: &str, tensor: B, op: ReduceOp) -> Result<Handle<B>>
     where
-        B: Tensor + Send + 'static,
+        B: Tensor<Element: Reducible> + Send + 'static,
     {
         self.allreduce_async_with(name, tensor, op, &Options::default())
     }
@@ -106,7 +110,7 @@ impl ProcessSet {
     /// As [`allreduce_async`](Self::allreduce_async).
     pub fn allreduce_async_with<B>(&self, name: &str, tensor: B, op: ReduceOp, options: &Options) -> Result<Handle<B>>
     where
-        B: Tensor + Send + 'static,
+        B: Tensor<Element: Reducible> + Send + 'static,
     {
         self.set.owned(name, Kind::Allreduce { op }, tensor, *options)
     }
@@ -120,7 +124,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     ///
     /// # Errors
     /// As [`ProcessSet::allreduce_async`].
-    pub fn allreduce_async<T: Element>(
+    pub fn allreduce_async<T: Reducible>(
         &'scope self,
         name: &str,
         data: &'env mut [T],
@@ -133,7 +137,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     ///
     /// # Errors
     /// As [`ProcessSet::allreduce_async`].
-    pub fn allreduce_async_with<T: Element>(
+    pub fn allreduce_async_with<T: Reducible>(
         &'scope self,
         name: &str,
         data: &'env mut [T],

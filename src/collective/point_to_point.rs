@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::communicator::{Communicator, FAILED};
 use crate::engine::{Channel, Step, block};
 use crate::error::{Error, Mismatch, Result};
-use crate::tensor::{DType, Element};
+use crate::tensor::{DType, Element, overwrite};
 
 /// Bytes before a message's first elements: type (1), zero (7), count (8).
 const HEADER: usize = 16;
@@ -87,9 +87,8 @@ impl Communicator {
         let port = Arc::clone(channel.port());
         let peer = channel.team().global(from);
         let far = !channel.team().members().contains(&from);
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
         let mut warned = false;
-        let mut incoming = Incoming { dtype: T::DTYPE, wanted, theirs: None, taken: 0, bytes };
+        let mut incoming = Incoming { data, theirs: None, taken: 0 };
         block(
             &port,
             &mut incoming,
@@ -149,19 +148,17 @@ fn heed<T>(channel: &Channel, peer: usize, warned: &mut bool, step: Step<T>) -> 
 }
 
 /// A message on its way in.
-struct Incoming<'a> {
-    dtype: DType,
-    wanted: usize,
+struct Incoming<'a, T> {
+    data: &'a mut [T],
     /// The sender's type code and count, once the header is there.
     theirs: Option<(u8, u64)>,
     /// Bytes of data taken so far, kept or not.
     taken: u64,
-    bytes: &'a mut [u8],
 }
 
-impl Incoming<'_> {
+impl<T: Element> Incoming<'_, T> {
     fn fits(&self) -> bool {
-        self.theirs == Some((self.dtype as u8, self.wanted as u64))
+        self.theirs == Some((T::DTYPE as u8, self.data.len() as u64))
     }
 
     fn expected(&self) -> Option<u64> {
@@ -186,9 +183,9 @@ impl Incoming<'_> {
         } else {
             piece
         };
-        if self.fits() {
-            let start = self.taken as usize;
-            self.bytes[start..start + data.len()].copy_from_slice(data);
+        if self.fits() && !overwrite(self.data, self.taken as usize, data) {
+            let text = format!("the message from rank {from} holds bytes that are no {}", T::DTYPE);
+            return Err(Error::Poisoned(text.into()));
         }
         self.taken += data.len() as u64;
         Ok(())
@@ -202,7 +199,7 @@ impl Incoming<'_> {
         let theirs = DType::from_code(code).map_or("an unknown type", DType::name);
         let name = format!("message from rank {from} to rank {me}");
         let views =
-            vec![(from, format!("sends {count} {theirs}")), (me, format!("receives {} {}", self.wanted, self.dtype))];
+            vec![(from, format!("sends {count} {theirs}")), (me, format!("receives {} {}", self.data.len(), T::DTYPE))];
         Err(Error::Mismatch(Arc::new(Mismatch { name, views })))
     }
 }

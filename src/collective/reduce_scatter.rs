@@ -3,7 +3,7 @@
 use crate::communicator::{Communicator, apart};
 use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::tensor::{Element, ReduceOp};
+use crate::tensor::{ReduceOp, Reducible};
 
 impl Communicator {
     /// Reduces `input` over all ranks and leaves block `rank` of the result in `output`.
@@ -14,8 +14,8 @@ impl Communicator {
     /// Every rank calls it at the same place in its order, with the same type, length and `op`.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the lengths do not fit; else as [`allreduce`](Self::allreduce).
-    pub fn reduce_scatter<T: Element>(&mut self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
+    /// [`Error::Argument`] if the lengths do not fit, or `op` does not [take](ReduceOp::takes) the type; else as [`allreduce`](Self::allreduce).
+    pub fn reduce_scatter<T: Reducible>(&mut self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
         if output.len().checked_mul(self.size()) != Some(input.len()) {
             return Err(Error::argument(format!(
                 "reduce_scatter of {} elements over {} ranks into {}: the input must hold size times the output",
@@ -24,6 +24,7 @@ impl Communicator {
                 output.len()
             )));
         }
+        op.check(T::DTYPE)?;
         self.run_on::<T>(Collective::ReduceScatter(op), output.len(), apart(input, output))
     }
 }

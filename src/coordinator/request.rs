@@ -165,7 +165,11 @@ impl Request {
                 "'{}': root {root} is not in the set of {size} ranks; pass a rank below {size}",
                 self.name
             ))),
-            _ => Ok(()),
+            Kind::Allreduce { op } => match op.refusal(self.spec.dtype) {
+                Some(reason) => Err(Error::argument(format!("'{}': {reason}", self.name))),
+                None => Ok(()),
+            },
+            Kind::Broadcast { .. } => Ok(()),
         }
     }
 
@@ -205,8 +209,7 @@ impl Request {
     }
 
     pub(super) fn take_view(name: &str, take: &mut Take<'_>) -> Option<Self> {
-        let kind = Kind::decode(take)?;
-        let dtype = DType::from_code(take.u8()?)?;
+        let (kind, dtype) = kind_and_dtype(take)?;
         let flags = take.u8().filter(|flags| *flags < 4)?;
         let device = if flags & 1 == 0 { Device::Host } else { Device::Cuda };
         let (prescale, postscale) = if flags & 2 == 0 { (1.0, 1.0) } else { (take.f64()?, take.f64()?) };
@@ -224,8 +227,7 @@ impl Request {
 
     /// Whether [`Request::take_view`] would read something, without allocating.
     pub(super) fn check_view(take: &mut Take<'_>) -> Option<()> {
-        Kind::decode(take)?;
-        DType::from_code(take.u8()?)?;
+        kind_and_dtype(take)?;
         if take.u8().filter(|flags| *flags < 4)? & 2 != 0 {
             take.slice(16)?;
         }
@@ -249,6 +251,17 @@ impl Request {
         }
         text
     }
+}
+
+/// What every encoding begins with; `None` where the operation does not take the type.
+fn kind_and_dtype(take: &mut Take<'_>) -> Option<(Kind, DType)> {
+    let kind = Kind::decode(take)?;
+    let dtype = DType::from_code(take.u8()?)?;
+    let fits = match kind {
+        Kind::Allreduce { op } => op.takes(dtype),
+        Kind::Broadcast { .. } => true,
+    };
+    fits.then_some((kind, dtype))
 }
 
 /// Whether `name` can be sent to the peers.
@@ -299,6 +312,17 @@ mod tests {
     }
 
     #[test]
+    fn an_operation_on_a_type_that_it_does_not_take_is_no_request() {
+        for dtype in DType::ALL {
+            for op in ReduceOp::ALL {
+                let mut bytes = Vec::new();
+                Request::allreduce("x", dtype, vec![2], op).encode(&mut bytes);
+                assert_eq!(Request::decode(&bytes).is_some(), op.takes(dtype), "{op} of {dtype}");
+            }
+        }
+    }
+
+    #[test]
     fn words_say_what_differs() {
         assert_eq!(
             sample().describe(),
@@ -317,6 +341,10 @@ mod tests {
         assert!(
             refused(Request::allreduce("d", DType::U8, vec![usize::MAX, 4], ReduceOp::Sum)).contains("more elements")
         );
+        let text = refused(Request::allreduce("mask", DType::Bool, vec![1], ReduceOp::Sum));
+        assert!(text.contains("'mask'") && text.contains("sum does not take bool"), "{text}");
+        assert!(refused(Request::allreduce("x", DType::F16, vec![1], ReduceOp::Or)).contains("or does not take f16"));
         assert!(sample().validate(4).is_ok());
+        assert!(Request::broadcast("b", DType::Bool, vec![1], 3).validate(4).is_ok());
     }
 }

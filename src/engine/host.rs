@@ -9,10 +9,11 @@
 
 use super::cross::CrossRun;
 use super::fold::Fold;
+use super::operation::unsound;
 use super::regions::Regions;
 use super::rounds::RoundRun;
 use super::{Channel, Step};
-use crate::device::host::{Sink, Source, copy_scaled};
+use crate::device::host::{Sink, Source, copy_checked, copy_scaled};
 use crate::error::Result;
 use crate::plan::{ChunkSteps, Cross, HostPlan, Own, ReducePart, TwoLevel, UnpackAfter};
 use crate::tensor::DType;
@@ -118,7 +119,7 @@ impl HostRun {
             return Ok(Step::Ready(()));
         }
         if self.unpacked < self.reduced && self.may_unpack(channel) {
-            self.unpack(channel);
+            self.unpack(channel)?;
             return Ok(Step::Progress);
         }
         let mut moved = false;
@@ -268,9 +269,13 @@ impl HostRun {
     }
 
     /// Copies what the others share of the oldest reduced chunk; `may_unpack` has just filled `steps`.
-    fn unpack(&mut self, channel: &Channel) {
+    ///
+    /// # Errors
+    /// If a member shares bytes that are no elements of the type.
+    fn unpack(&mut self, channel: &Channel) -> Result<()> {
         let size = self.dtype.size();
         for unpack in &self.steps.unpack {
+            let mut sound = true;
             let slot = self.slot(channel, unpack.from, self.unpacked);
             self.regions.each(
                 |piece| piece.output,
@@ -280,13 +285,17 @@ impl HostRun {
                     // SAFETY: the member has published this span and leaves it alone until every member is done with the
                     // chunk; the operation owns its output.
                     unsafe {
-                        let at = slot.add((unpack.slot.start + offset) * size);
-                        std::ptr::copy_nonoverlapping(at.cast_const(), memory.ptr(), memory.len());
+                        let at = slot.add((unpack.slot.start + offset) * size).cast_const();
+                        sound &= copy_checked(self.dtype, at, memory.ptr(), memory.len() / size);
                     }
                 },
             );
+            if !sound {
+                return Err(unsound(self.dtype, Some(channel.global(unpack.from))));
+            }
         }
         self.finish_chunk(channel);
+        Ok(())
     }
 
     /// Says that this member reads nothing more of the oldest unfinished chunk.

@@ -1,5 +1,6 @@
 //! What a collective is asked to do, and the sixteen bytes by which ranks recognise the same request.
 
+use crate::error::Error;
 use crate::tensor::{DType, Piece, ReduceOp};
 use crate::transport::shm::Fingerprint;
 
@@ -107,6 +108,18 @@ pub(super) fn describe(print: Fingerprint) -> String {
         text += &format!(" from rank {}", print.root());
     }
     text
+}
+
+/// What ends an operation that received bytes which are no elements of its type.
+#[cold]
+pub(super) fn unsound(dtype: DType, from: Option<u32>) -> Error {
+    let from = from.map_or_else(String::new, |rank| format!(" from rank {rank}"));
+    Error::Poisoned(
+        format!(
+            "bytes{from} are no {dtype}: memory that kolo uses was overwritten; look for unsafe code that went astray"
+        )
+        .into(),
+    )
 }
 
 #[cfg(test)]

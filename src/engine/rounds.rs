@@ -2,9 +2,10 @@
 
 use super::exchange::{Area, Exchange, Greetings};
 use super::fold::Fold;
+use super::operation::unsound;
 use super::regions::Regions;
 use super::{Channel, Operation, Step};
-use crate::device::host::{Finish, Sink, Source, copy_scaled, partial_size, reduce};
+use crate::device::host::{Finish, Sink, Source, copy_checked, copy_scaled, partial_size, reduce};
 use crate::error::Result;
 use crate::plan::{Combine, LinkPlan, Span, Values};
 use crate::tensor::{DType, Piece, RawSlice};
@@ -71,7 +72,7 @@ impl RoundRun {
         link.progress()?;
         let step = self.exchange.poll(link, &name, &mut self.greetings, &mut self.area, &|_| (true, true))?;
         if step == Step::Ready(()) {
-            self.area.end();
+            self.area.end()?;
         }
         Ok(step)
     }
@@ -157,18 +158,24 @@ impl Flat {
     }
 
     /// Copies the output out.
-    fn end(&self) {
+    ///
+    /// # Errors
+    /// If bytes that came from others are no elements of the type.
+    fn end(&self) -> Result<()> {
         let base = self.element(self.work.kept.start);
+        let mut sound = true;
         self.regions.each(
             |piece: &Piece| piece.output,
             0,
             self.work.kept.len,
             |memory: RawSlice, offset| {
-                let from = base.wrapping_add(offset * self.dtype.size());
+                let size = self.dtype.size();
+                let from = base.wrapping_add(offset * size);
                 // SAFETY: `kept` lies in the work area, and the operation owns its output.
-                unsafe { std::ptr::copy_nonoverlapping(from, memory.ptr(), memory.len()) };
+                sound &= unsafe { copy_checked(self.dtype, from, memory.ptr(), memory.len() / size) };
             },
         );
+        if sound { Ok(()) } else { Err(unsound(self.dtype, None)) }
     }
 
     /// Reduces `sources` into the span's partial values.

@@ -40,17 +40,19 @@ fn element(dtype: DType, value: i64) -> Vec<u8> {
         DType::BF16 => bf16::from_f64(value as f64).to_le_bytes().to_vec(),
         DType::F32 => (value as f32).to_le_bytes().to_vec(),
         DType::F64 => (value as f64).to_le_bytes().to_vec(),
-        DType::I32 => (value as i32).to_le_bytes().to_vec(),
+        DType::I16 | DType::U16 => (value as i16).to_le_bytes().to_vec(),
+        DType::I32 | DType::U32 => (value as i32).to_le_bytes().to_vec(),
         DType::I64 | DType::U64 => value.to_le_bytes().to_vec(),
-        DType::U8 => vec![value as u8],
+        DType::I8 | DType::U8 | DType::Bool => vec![value as u8],
     }
 }
 
 /// Small whole numbers, whose sums and products every type holds exactly (or turns into the same infinity, or the same
 /// remainder): the order of summing, which other tests look at, does not show.
 fn draw(dtype: DType, op: Option<ReduceOp>, random: &mut Random) -> i64 {
-    let signed = !matches!(dtype, DType::U8 | DType::U64);
+    let signed = !matches!(dtype, DType::U8 | DType::U16 | DType::U32 | DType::U64);
     match op {
+        _ if dtype == DType::Bool => random.below(2) as i64,
         Some(ReduceOp::Product) if signed => [1, 2, -1][random.below(3)],
         Some(ReduceOp::Product) => [1, 2][random.below(2)],
         _ => random.below(9) as i64 - if signed { 4 } else { 0 },
@@ -75,6 +77,9 @@ fn reduce(dtype: DType, op: ReduceOp, column: impl Iterator<Item = i64>) -> Vec<
         ReduceOp::Min => column.into_iter().min().unwrap(),
         ReduceOp::Max => column.into_iter().max().unwrap(),
         ReduceOp::Product => column.into_iter().product(),
+        ReduceOp::And => column.into_iter().fold(!0, |all, value| all & value),
+        ReduceOp::Or => column.into_iter().fold(0, |all, value| all | value),
+        ReduceOp::Xor => column.into_iter().fold(0, |all, value| all ^ value),
     };
     element(dtype, value)
 }
@@ -92,14 +97,16 @@ struct Task {
 
 impl Task {
     fn random(ranks: usize, chunk_bytes: usize, random: &mut Random) -> Self {
-        let dtype = DType::ALL[random.below(8)];
-        let op = ReduceOp::ALL[random.below(5)];
+        let dtype = DType::ALL[random.below(DType::ALL.len())];
+        let ops: Vec<ReduceOp> = ReduceOp::ALL.into_iter().filter(|op| op.takes(dtype)).collect();
+        // What takes no operation is as good a reason to move something.
+        let op = ops.get(random.below(ops.len().max(1))).copied();
         let collective = match random.below(6) {
             0 => Collective::Broadcast { root: random.below(ranks) },
             1 => Collective::Allgather,
-            2 => Collective::ReduceScatter(op),
+            2 if op.is_some() => Collective::ReduceScatter(op.unwrap()),
             3 => Collective::Barrier,
-            _ => Collective::Allreduce(op),
+            _ => op.map_or(Collective::Allgather, Collective::Allreduce),
         };
         let chunk = chunk_bytes / dtype.size();
         let count = match random.below(4) {

@@ -20,6 +20,7 @@ fn fold(inputs: &[Vec<f32>], op: ReduceOp) -> Vec<f32> {
                 ReduceOp::Min => into.min(value),
                 ReduceOp::Max => into.max(value),
                 ReduceOp::Product => *into * value,
+                other => panic!("{other} of floats"),
             };
         }
     }
@@ -168,6 +169,45 @@ fn a_mismatch_is_an_error_on_every_rank_and_the_next_call_works() {
             }
             run(&mut channels, &mut random).into_iter().for_each(|end| end.unwrap());
             assert!(data.iter().all(|got| *got == want));
+        }
+    }
+}
+
+/// A byte that is no bool: no rank takes it for one, and whoever meets it says where it came from.
+#[test]
+fn bytes_that_are_no_bools_end_the_operation() {
+    let mut random = Random(5);
+    for hosts in [vec![3], vec![2, 2], vec![1, 2]] {
+        let ranks: usize = hosts.iter().sum();
+        for count in [1, 49, 4096, 9000] {
+            for collective in [Collective::Broadcast { root: 1 }, Collective::Allgather] {
+                let shape = Shape { hosts: hosts.clone(), seed: random.next(), ..Shape::one_host(1) };
+                let mut channels = shape.channels();
+                // Ranks lend bytes, of which those of rank 1 have one wrong.
+                let mut inputs = vec![vec![1_u8; count]; ranks];
+                inputs[1][random.below(count)] = [2, 3, 0x80, 0xff][random.below(4)];
+                let mut outputs = vec![vec![0_u8; count * ranks]; ranks];
+                for ((channel, input), output) in channels.iter_mut().zip(&mut inputs).zip(&mut outputs) {
+                    let piece = match collective {
+                        Collective::Allgather => Piece { input: RawSlice::of(input), output: RawSlice::of_mut(output) },
+                        _ => Piece::in_place(RawSlice::of_mut(input)),
+                    };
+                    channel.begin(Operation::new(collective, DType::Bool, count, Some(piece))).unwrap();
+                }
+                for (rank, end) in run(&mut channels, &mut random).into_iter().enumerate() {
+                    let what = format!("{hosts:?} {collective:?} of {count}, rank {rank}: {end:?}");
+                    match end {
+                        // The root has nothing to look at, and may be done before the others are.
+                        Ok(()) => assert!(rank == 1 && collective != Collective::Allgather, "{what}"),
+                        Err(error) => {
+                            let text = error.to_string();
+                            assert!(text.contains("are no bool") || text.contains("gave up"), "{what}");
+                        }
+                    }
+                }
+                let received = inputs.iter().enumerate().filter(|(rank, _)| *rank != 1).flat_map(|(_, input)| input);
+                assert!(received.chain(outputs.iter().flatten()).all(|byte| *byte <= 1), "{hosts:?} {collective:?}");
+            }
         }
     }
 }

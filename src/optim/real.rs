@@ -2,14 +2,14 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
-use crate::{Element, bf16, f16};
+use crate::{Reducible, bf16, f16};
 
 /// A floating point element that an optimizer computes with: `f32`, `f64`, and the 16-bit types.
 ///
 /// Every operation rounds once to the type itself. That is what makes an update reproducible, and why a model in 16 bits
 /// is better trained on a copy of its parameters in `f32`: small updates vanish in 8 or 11 bits of precision.
 pub trait Real:
-    Element + PartialOrd + Default + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+    Reducible + PartialOrd + Default + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
     /// The nearest value of this type.
     #[must_use]

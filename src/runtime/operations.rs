@@ -7,7 +7,7 @@ use crate::communicator::Communicator;
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Options, Scope};
 use crate::process_set::ProcessSet;
-use crate::tensor::{Element, ReduceOp, Tensor};
+use crate::tensor::{Element, ReduceOp, Reducible, Tensor};
 
 /// The name of [`Kolo::barrier`] among the named operations.
 const BARRIER: &str = "kolo.barrier";
@@ -100,7 +100,7 @@ impl Kolo {
     ///
     /// # Errors
     /// As [`ProcessSet::allreduce`].
-    pub fn allreduce<T: Element>(&self, name: &str, data: &mut [T], op: ReduceOp) -> Result<()> {
+    pub fn allreduce<T: Reducible>(&self, name: &str, data: &mut [T], op: ReduceOp) -> Result<()> {
         self.world().allreduce(name, data, op)
     }
 
@@ -108,7 +108,7 @@ impl Kolo {
     ///
     /// # Errors
     /// As [`ProcessSet::allreduce`].
-    pub fn allreduce_with<T: Element>(
+    pub fn allreduce_with<T: Reducible>(
         &self,
         name: &str,
         data: &mut [T],
@@ -124,7 +124,7 @@ impl Kolo {
     /// As [`ProcessSet::allreduce_async`].
     pub fn allreduce_async<B>(&self, name: &str, tensor: B, op: ReduceOp) -> Result<Handle<B>>
     where
-        B: Tensor + Send + 'static,
+        B: Tensor<Element: Reducible> + Send + 'static,
     {
         self.world().allreduce_async(name, tensor, op)
     }
@@ -135,7 +135,7 @@ impl Kolo {
     /// As [`ProcessSet::allreduce_async`].
     pub fn allreduce_async_with<B>(&self, name: &str, tensor: B, op: ReduceOp, options: &Options) -> Result<Handle<B>>
     where
-        B: Tensor + Send + 'static,
+        B: Tensor<Element: Reducible> + Send + 'static,
     {
         self.world().allreduce_async_with(name, tensor, op, options)
     }

@@ -1,4 +1,4 @@
-//! Element types and reduction operations.
+//! Element types.
 
 use std::fmt;
 
@@ -23,19 +23,43 @@ pub enum DType {
     U8 = 7,
     /// Unsigned 64-bit integer.
     U64 = 8,
+    /// Signed 8-bit integer.
+    I8 = 9,
+    /// Signed 16-bit integer.
+    I16 = 10,
+    /// Unsigned 16-bit integer.
+    U16 = 11,
+    /// Unsigned 32-bit integer.
+    U32 = 12,
+    /// Truth value: it moves, as a byte that is 0 or 1, and does not reduce.
+    Bool = 13,
 }
 
 impl DType {
     /// Every type, in the order of their codes.
-    pub const ALL: [Self; 8] = [Self::F16, Self::BF16, Self::F32, Self::F64, Self::I32, Self::I64, Self::U8, Self::U64];
+    pub const ALL: [Self; 13] = [
+        Self::F16,
+        Self::BF16,
+        Self::F32,
+        Self::F64,
+        Self::I32,
+        Self::I64,
+        Self::U8,
+        Self::U64,
+        Self::I8,
+        Self::I16,
+        Self::U16,
+        Self::U32,
+        Self::Bool,
+    ];
 
     /// Bytes of one element.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
-            Self::U8 => 1,
-            Self::F16 | Self::BF16 => 2,
-            Self::F32 | Self::I32 => 4,
+            Self::U8 | Self::I8 | Self::Bool => 1,
+            Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 2,
+            Self::F32 | Self::I32 | Self::U32 => 4,
             Self::F64 | Self::I64 | Self::U64 => 8,
         }
     }
@@ -52,13 +76,24 @@ impl DType {
             Self::I64 => "i64",
             Self::U8 => "u8",
             Self::U64 => "u64",
+            Self::I8 => "i8",
+            Self::I16 => "i16",
+            Self::U16 => "u16",
+            Self::U32 => "u32",
+            Self::Bool => "bool",
         }
     }
 
-    /// Whether the type has a fraction: its average keeps one, and it takes scale factors.
+    /// Whether the type has a fraction: its average keeps one.
     #[must_use]
     pub const fn is_float(self) -> bool {
         matches!(self, Self::F16 | Self::BF16 | Self::F32 | Self::F64)
+    }
+
+    /// Whether the type holds whole numbers, signed or not: And, Or and Xor apply to it.
+    #[must_use]
+    pub const fn is_integer(self) -> bool {
+        !self.is_float() && !matches!(self, Self::Bool)
     }
 
     pub(crate) fn from_code(code: u8) -> Option<Self> {
@@ -72,102 +107,41 @@ impl fmt::Display for DType {
     }
 }
 
-/// How the ranks' elements become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-#[non_exhaustive]
-pub enum ReduceOp {
-    /// The sum, in rank order. Integers wrap.
-    Sum = 1,
-    /// The sum divided once by the number of ranks. Integers truncate toward zero.
-    Average = 2,
-    /// The smallest. A NaN on any rank gives NaN.
-    Min = 3,
-    /// The largest. A NaN on any rank gives NaN.
-    Max = 4,
-    /// The product, in rank order. Integers wrap.
-    Product = 5,
-}
-
-impl ReduceOp {
-    /// Every operation, in the order of their codes.
-    pub const ALL: [Self; 5] = [Self::Sum, Self::Average, Self::Min, Self::Max, Self::Product];
-
-    /// The operation's name: `sum`, `average`, `min`, `max`, `product`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Sum => "sum",
-            Self::Average => "average",
-            Self::Min => "min",
-            Self::Max => "max",
-            Self::Product => "product",
-        }
-    }
-
-    pub(crate) fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|op| *op as u8 == code)
-    }
-}
-
-impl fmt::Display for ReduceOp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-mod sealed {
-    pub trait Sealed {}
-}
-
-/// A type that tensors are made of. Implemented for `f16 bf16 f32 f64 i32 i64 u8 u64`, and sealed.
-pub trait Element: sealed::Sealed + bytemuck::Pod + fmt::Debug + PartialEq + Send + Sync + 'static {
-    /// The type's code.
-    const DTYPE: DType;
-}
-
-macro_rules! element {
-    ($($t:ty => $code:ident),* $(,)?) => {$(
-        impl sealed::Sealed for $t {}
-        impl Element for $t {
-            const DTYPE: DType = DType::$code;
-        }
-    )*};
-}
-
-element! {
-    half::f16 => F16, half::bf16 => BF16, f32 => F32, f64 => F64,
-    i32 => I32, i64 => I64, u8 => U8, u64 => U64,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn codes_round_trip() {
+    fn codes_round_trip_and_never_change() {
         for dtype in DType::ALL {
             assert_eq!(DType::from_code(dtype as u8), Some(dtype));
         }
-        for op in ReduceOp::ALL {
-            assert_eq!(ReduceOp::from_code(op as u8), Some(op));
-        }
-        assert_eq!(DType::from_code(0), None);
-        assert_eq!(ReduceOp::from_code(0), None);
+        assert_eq!((DType::from_code(0), DType::from_code(14)), (None, None));
+        // Ranks of different versions must not take one type for another.
+        let codes = DType::ALL.map(|dtype| (dtype as u8, dtype.name()));
+        let known = [
+            (1, "f16"),
+            (2, "bf16"),
+            (3, "f32"),
+            (4, "f64"),
+            (5, "i32"),
+            (6, "i64"),
+            (7, "u8"),
+            (8, "u64"),
+            (9, "i8"),
+            (10, "i16"),
+            (11, "u16"),
+            (12, "u32"),
+            (13, "bool"),
+        ];
+        assert_eq!(codes, known);
     }
 
     #[test]
-    fn sizes_are_those_of_the_types() {
-        fn check<T: Element>() {
-            assert_eq!(T::DTYPE.size(), size_of::<T>());
+    fn a_type_is_a_float_an_integer_or_bool() {
+        for dtype in DType::ALL {
+            let kinds = [dtype.is_float(), dtype.is_integer(), dtype == DType::Bool];
+            assert_eq!(kinds.into_iter().filter(|is| *is).count(), 1, "{dtype}");
         }
-        check::<half::f16>();
-        check::<half::bf16>();
-        check::<f32>();
-        check::<f64>();
-        check::<i32>();
-        check::<i64>();
-        check::<u8>();
-        check::<u64>();
     }
 }

@@ -2,13 +2,18 @@
 #![allow(unsafe_code, reason = "raw views of buffers in flight live here")]
 
 mod dtype;
+mod element;
 mod hold;
+mod reduce_op;
 mod shared;
 mod span;
 mod traits;
 
-pub use dtype::{DType, Element, ReduceOp};
+pub use dtype::DType;
+pub(crate) use element::overwrite;
+pub use element::{Element, Reducible};
 pub(crate) use hold::Hold;
+pub use reduce_op::ReduceOp;
 pub(crate) use shared::Reserve;
 pub use shared::SharedBuffer;
 pub(crate) use span::{Piece, RawSlice};

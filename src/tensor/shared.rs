@@ -130,7 +130,7 @@ impl<T: Element> Deref for SharedBuffer<T> {
 
     fn deref(&self) -> &[T] {
         // SAFETY: `count` elements at an aligned address that nobody writes while this borrow lives: an operation that
-        // could needs the buffer itself, or a mutable borrow. Elements are plain data, so any bytes are valid.
+        // could needs the buffer itself, or a mutable borrow. They are zero at first, and only elements are written later.
         unsafe { std::slice::from_raw_parts(self.ptr(), self.count) }
     }
 }

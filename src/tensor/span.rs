@@ -1,9 +1,12 @@
 //! Raw views of buffers that an operation in flight reads and writes.
 
+use super::Element;
+
 /// Bytes that an operation in flight may touch, without a lifetime.
 ///
 /// Whoever makes one promises that the memory stays valid, and that nobody else touches it, until the operation that
-/// holds the view has ended. Handles and scopes keep that promise: they own or borrow the buffer for as long.
+/// holds the view has ended. Handles and scopes keep that promise: they own or borrow the buffer for as long. Whoever
+/// writes through one writes only bytes that are elements of the buffer's type.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RawSlice {
     ptr: *mut u8,
@@ -17,12 +20,12 @@ unsafe impl Sync for RawSlice {}
 
 impl RawSlice {
     /// The bytes of a buffer that the operation reads and writes.
-    pub(crate) fn of_mut<T: bytemuck::Pod>(data: &mut [T]) -> Self {
+    pub(crate) fn of_mut<T: Element>(data: &mut [T]) -> Self {
         Self { ptr: data.as_mut_ptr().cast(), len: size_of_val(data) }
     }
 
     /// The bytes of a buffer that the operation only reads.
-    pub(crate) fn of<T: bytemuck::Pod>(data: &[T]) -> Self {
+    pub(crate) fn of<T: Element>(data: &[T]) -> Self {
         Self { ptr: data.as_ptr().cast_mut().cast(), len: size_of_val(data) }
     }
 

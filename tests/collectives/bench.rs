@@ -67,6 +67,13 @@ fn another_two_shot(algorithm: Algorithm) -> bool {
     matches!(algorithm, Algorithm::TwoLevel | Algorithm::OrderedChain)
 }
 
+/// Whether a case of this kind is one of many that differ in the kernel alone, which has its own tests for every type and
+/// operation: these cases take turns where others run all.
+fn takes_turns(dtype: DType, op: Option<ReduceOp>) -> bool {
+    matches!(dtype, DType::I8 | DType::I16 | DType::U16 | DType::U32)
+        || matches!(op, Some(ReduceOp::And | ReduceOp::Or | ReduceOp::Xor))
+}
+
 /// The counts at which something changes, for elements of `size` bytes.
 pub(crate) fn counts(size: usize) -> Vec<usize> {
     let (inline, slot) = (INLINE / size, SLOT / size);
@@ -122,18 +129,22 @@ impl<'a> Bench<'a> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         let longest = counts(size_of::<T>()).into_iter().max().unwrap_or(0);
         let (mut input, mut output) = (Memory::<T>::new(self.kolo, longest)?, Memory::<T>::new(self.kolo, longest)?);
-        let algorithms = self.algorithms();
-        for op in ReduceOp::ALL {
+        let mut algorithms = self.algorithms();
+        algorithms.retain(|(algorithm, _)| !self.local || T::DTYPE == DType::F32 || !another_two_shot(*algorithm));
+        for op in ReduceOp::ALL.into_iter().filter(|op| op.takes(T::DTYPE)) {
             for count in counts(size_of::<T>()) {
                 let seed = self.random.next();
                 let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count)).collect();
                 let columns: Vec<Vec<T>> = (0..count).map(|at| data.iter().map(|row| row[at]).collect()).collect();
                 let want: Vec<T> = columns.iter().map(|column| T::ordered(column, op)).collect();
-                for &(algorithm, ordered) in &algorithms {
+                let chosen = if takes_turns(T::DTYPE, Some(op)) {
+                    let turn = self.turn % algorithms.len();
+                    &algorithms[turn..=turn]
+                } else {
+                    &algorithms[..]
+                };
+                for &(algorithm, ordered) in chosen {
                     self.world.set_algorithm(algorithm)?;
-                    if self.local && T::DTYPE != DType::F32 && another_two_shot(algorithm) {
-                        continue;
-                    }
                     let (shared, in_place) = self.buffers();
                     let what =
                         format!("allreduce {op} of {count} {}, {algorithm}, shared {shared}, {in_place}", T::DTYPE);
@@ -194,7 +205,13 @@ impl<'a> Bench<'a> {
             assert!(same(output.look(shared, count * ranks, &what), &data.concat()), "{what}");
             assert!(same(input.look(shared, count, &what), &data[me]), "{what}: input changed");
             self.cases += 1;
-            for op in ReduceOp::ALL {
+            for op in ReduceOp::ALL.into_iter().filter(|op| op.takes(T::DTYPE)) {
+                if takes_turns(T::DTYPE, Some(op)) {
+                    self.turn += 1;
+                    if !self.turn.is_multiple_of(3) {
+                        continue;
+                    }
+                }
                 let what = format!("reduce_scatter {op} of {count} {}, shared {shared}", T::DTYPE);
                 let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count * ranks)).collect();
                 let from = input.fill(shared, count * ranks, &data[me]);
@@ -214,6 +231,56 @@ impl<'a> Bench<'a> {
             }
             self.world.barrier()?;
             self.cases += 1;
+        }
+        Ok(())
+    }
+
+    /// Everything that moves, of the type that only moves.
+    pub(crate) fn bools(&mut self) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        let mut shared: SharedBuffer<bool> = self.kolo.alloc(ranks * (5 * SLOT + 7))?;
+        for count in counts(1) {
+            let seed = self.random.next();
+            let data: Vec<Vec<bool>> = (0..ranks)
+                .map(|rank| draw::<u8>(seed, rank, count).into_iter().map(|byte| byte & 1 == 1).collect())
+                .collect();
+            for (root, from) in data.iter().enumerate() {
+                let mut private: Vec<bool> =
+                    if me == root { from.clone() } else { from.iter().map(|bit| !bit).collect() };
+                self.world.broadcast(&mut private, root)?;
+                assert_eq!(private, *from, "broadcast of {count} bools from {root}");
+                shared[..count].copy_from_slice(&data[me]);
+                self.world.broadcast(&mut shared[..count], root)?;
+                assert_eq!(shared[..count], *from, "broadcast of {count} shared bools from {root}");
+                // The named way.
+                private.copy_from_slice(&data[me]);
+                self.kolo.broadcast("bools", &mut private, root)?;
+                assert_eq!(private, *from, "named broadcast of {count} bools from {root}");
+                private.copy_from_slice(&data[me]);
+                let handle = self.kolo.broadcast_async("bools", private.into_boxed_slice(), root)?;
+                assert_eq!(*handle.wait()?, **from, "asynchronous broadcast of {count} bools from {root}");
+                self.cases += 4;
+            }
+            let mut gathered = vec![true; count * ranks];
+            self.world.allgather(&data[me], &mut gathered)?;
+            assert_eq!(gathered, data.concat(), "allgather of {count} bools");
+            self.world.allgather(&data[me], &mut shared[..count * ranks])?;
+            assert_eq!(shared[..count * ranks], data.concat(), "allgather of {count} bools to shared memory");
+            self.cases += 2;
+            if ranks > 1 {
+                // Around the ring: the even ranks send first.
+                let (next, before) = ((me + 1) % ranks, (me + ranks - 1) % ranks);
+                let mut received = vec![true; count];
+                for turn in 0..2 {
+                    if (me % 2 == 0) == (turn == 0) {
+                        self.world.send(&data[me], next)?;
+                    } else {
+                        self.world.recv(&mut received, before)?;
+                    }
+                }
+                assert_eq!(received, data[before], "{count} bools from {before}");
+                self.cases += 1;
+            }
         }
         Ok(())
     }

@@ -36,6 +36,12 @@ impl Bench<'_> {
                 assert!(text.contains("allgather of 3 elements"), "{text}");
                 let text = argument(world.reduce_scatter(&[0.0; 7][..2 * ranks - 1], &mut output[..2], ReduceOp::Max));
                 assert!(text.contains("into 2"), "{text}");
+                let text = argument(world.allreduce(&mut [1.0_f32], ReduceOp::And))
+                    + &argument(world.allreduce_into(&[1.0_f64], &mut [0.0], ReduceOp::Or))
+                    + &argument(world.reduce_scatter(&output, &mut [0.0; 2], ReduceOp::Xor));
+                for words in ["and does not take f32, only i32", "or does not take f64", "xor does not take f32"] {
+                    assert!(text.contains(words), "{text}");
+                }
                 for root in [ranks, usize::MAX] {
                     let text = argument(world.broadcast(&mut output, root));
                     assert!(text.contains(&format!("its ranks are 0 to {}", ranks - 1)), "{text}");
@@ -46,7 +52,7 @@ impl Bench<'_> {
                 assert!(text.matches("is not a rank").count() == 2, "{text}");
             }
             self.right_call()?;
-            self.cases += 9;
+            self.cases += 12;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Random elements of every type, and what a collective must make of them.
 
-use kolo::{Element, ReduceOp, bf16, f16};
+use kolo::{ReduceOp, Reducible, bf16, f16};
 
 /// SplitMix64: every rank draws every rank's elements from the seed they share.
 pub(crate) struct Random(pub u64);
@@ -16,7 +16,7 @@ impl Random {
 }
 
 /// An element type with its references.
-pub(crate) trait Sample: Element {
+pub(crate) trait Sample: Reducible {
     fn draw(random: &mut Random) -> Self;
 
     /// The reduction in rank order as one process does it: 16-bit floats add up in f32 and round once.
@@ -100,10 +100,16 @@ macro_rules! integers {
                 let values = column.iter().map(|&value| i128::from(value));
                 match op {
                     ReduceOp::Sum => values.fold(0, i128::wrapping_add) as Self,
-                    ReduceOp::Average => values.fold(0, i128::wrapping_add) as Self / column.len() as Self,
+                    ReduceOp::Average => {
+                        // The wrapped sum, divided where every type holds the count.
+                        (i128::from(values.fold(0, i128::wrapping_add) as Self) / column.len() as i128) as Self
+                    }
                     ReduceOp::Product => values.fold(1, i128::wrapping_mul) as Self,
                     ReduceOp::Min => values.min().expect("a rank") as Self,
                     ReduceOp::Max => values.max().expect("a rank") as Self,
+                    ReduceOp::And => values.fold(!0, |all, value| all & value) as Self,
+                    ReduceOp::Or => values.fold(0, |all, value| all | value) as Self,
+                    ReduceOp::Xor => values.fold(0, |all, value| all ^ value) as Self,
                     other => panic!("no reference for {other}"),
                 }
             }
@@ -115,7 +121,7 @@ macro_rules! integers {
     )*};
 }
 
-integers!(i32, i64, u8, u64);
+integers!(i8, i16, i32, i64, u8, u16, u32, u64);
 
 /// What `rank` contributes.
 pub(crate) fn draw<T: Sample>(seed: u64, rank: usize, count: usize) -> Vec<T> {

@@ -8,7 +8,7 @@ use crate::measure::{Contender, Run, measure};
 use crate::peer::Mpi;
 use crate::report::{Case, JsonFile, Record, header, row};
 use anyhow::{Context, Result};
-use kolo::{Element, Kolo, ReduceOp};
+use kolo::{Kolo, ReduceOp, Reducible};
 use std::ops::DerefMut;
 use std::rc::Rc;
 
@@ -104,7 +104,7 @@ pub(crate) fn names(preset: &str, tensors: usize) -> Vec<String> {
 /// Those of kolo.
 pub(crate) fn reduce<T, B>(kolo: &Kolo, names: &[String], tensors: &mut [B], op: ReduceOp) -> kolo::Result<()>
 where
-    T: Element,
+    T: Reducible,
     B: DerefMut<Target = [T]>,
 {
     kolo.scope(|scope| {
@@ -122,7 +122,7 @@ where
 /// What fusion costs where there is only MPI: pack, one call, unpack.
 fn reduce_fused<T, B>(mpi: &Mpi, fused: &mut [T], tensors: &mut [B], op: ReduceOp) -> Result<()>
 where
-    T: Element,
+    T: Reducible,
     B: DerefMut<Target = [T]>,
 {
     let mut at = 0;

@@ -46,6 +46,10 @@ macro_rules! with_element {
             kolo::DType::I64 => $call::<i64>($($argument),*),
             kolo::DType::U8 => $call::<u8>($($argument),*),
             kolo::DType::U64 => $call::<u64>($($argument),*),
+            kolo::DType::I8 => $call::<i8>($($argument),*),
+            kolo::DType::I16 => $call::<i16>($($argument),*),
+            kolo::DType::U16 => $call::<u16>($($argument),*),
+            kolo::DType::U32 => $call::<u32>($($argument),*),
             other => anyhow::bail!("this benchmark does not know the type {other}"),
         }
     };

@@ -4,7 +4,7 @@
 //! before anything is stored, so that the compiler needs no proof that inputs and outputs do not overlap, and n inputs
 //! cost n reads and one write. AVX-512 is left out: its target features are younger than the oldest supported compiler.
 
-use super::lane::{Bf16, F16, Lane, Max, Min, Op, Product, Sum, Value};
+use super::lane::{And, Bf16, F16, Lane, Max, Min, Op, Or, Product, Sum, Value, Xor};
 use super::{Finish, Sink, Source};
 use crate::tensor::{DType, ReduceOp};
 
@@ -29,18 +29,23 @@ impl Isa {
     }
 }
 
-/// Runs `$run::<type, group>` for a data type: a group is 64 bytes of elements.
+/// Runs `reduce_typed::<type, $op, group>` for a data type: a group is 64 bytes of elements.
 macro_rules! by_type {
-    ($dtype:expr, $run:ident, ($($op:ty)?), $args:tt) => {
+    ($dtype:expr, $op:ty, $args:tt) => {
         match $dtype {
-            DType::F16 => $run::<F16, $($op,)? 32> $args,
-            DType::BF16 => $run::<Bf16, $($op,)? 32> $args,
-            DType::F32 => $run::<f32, $($op,)? 16> $args,
-            DType::F64 => $run::<f64, $($op,)? 8> $args,
-            DType::I32 => $run::<i32, $($op,)? 16> $args,
-            DType::I64 => $run::<i64, $($op,)? 8> $args,
-            DType::U8 => $run::<u8, $($op,)? 64> $args,
-            DType::U64 => $run::<u64, $($op,)? 8> $args,
+            DType::F16 => reduce_typed::<F16, $op, 32> $args,
+            DType::BF16 => reduce_typed::<Bf16, $op, 32> $args,
+            DType::F32 => reduce_typed::<f32, $op, 16> $args,
+            DType::F64 => reduce_typed::<f64, $op, 8> $args,
+            DType::I8 => reduce_typed::<i8, $op, 64> $args,
+            DType::I16 => reduce_typed::<i16, $op, 32> $args,
+            DType::I32 => reduce_typed::<i32, $op, 16> $args,
+            DType::I64 => reduce_typed::<i64, $op, 8> $args,
+            DType::U8 => reduce_typed::<u8, $op, 64> $args,
+            DType::U16 => reduce_typed::<u16, $op, 32> $args,
+            DType::U32 => reduce_typed::<u32, $op, 16> $args,
+            DType::U64 => reduce_typed::<u64, $op, 8> $args,
+            DType::Bool => unreachable!("a bool has no arithmetic"),
         }
     };
 }
@@ -59,12 +64,30 @@ pub(super) unsafe fn reduce(
     // SAFETY: the caller's promise is that of the functions called.
     unsafe {
         match op {
-            ReduceOp::Sum | ReduceOp::Average => {
-                by_type!(dtype, reduce_typed, (Sum), (isa, inputs, count, outputs, finish))
+            ReduceOp::Sum | ReduceOp::Average => by_type!(dtype, Sum, (isa, inputs, count, outputs, finish)),
+            ReduceOp::Min => by_type!(dtype, Min, (isa, inputs, count, outputs, finish)),
+            ReduceOp::Max => by_type!(dtype, Max, (isa, inputs, count, outputs, finish)),
+            ReduceOp::Product => by_type!(dtype, Product, (isa, inputs, count, outputs, finish)),
+            ReduceOp::And => bits::<And>(isa, dtype, inputs, count, outputs, finish),
+            ReduceOp::Or => bits::<Or>(isa, dtype, inputs, count, outputs, finish),
+            ReduceOp::Xor => bits::<Xor>(isa, dtype, inputs, count, outputs, finish),
+        }
+    }
+}
+
+/// Reduces bits, and finishes the elements that they make in a second pass: nobody scales masks in earnest.
+///
+/// # Safety
+/// As [`reduce`].
+unsafe fn bits<O: Op<u8>>(isa: Isa, dtype: DType, inputs: &[Source], count: usize, outputs: &[Sink], finish: Finish) {
+    // SAFETY: the caller's promise: elements and accumulators of an integer are the same bytes, in place as well.
+    unsafe {
+        reduce_typed::<u8, O, 64>(isa, inputs, count * dtype.size(), outputs, Finish::NONE);
+        if finish != Finish::NONE {
+            for &output in outputs {
+                let (Sink::Elements(to) | Sink::Partial(to)) = output;
+                reduce(isa, dtype, ReduceOp::Sum, &[Source::Elements(to)], count, &[Sink::Elements(to)], finish);
             }
-            ReduceOp::Min => by_type!(dtype, reduce_typed, (Min), (isa, inputs, count, outputs, finish)),
-            ReduceOp::Max => by_type!(dtype, reduce_typed, (Max), (isa, inputs, count, outputs, finish)),
-            ReduceOp::Product => by_type!(dtype, reduce_typed, (Product), (isa, inputs, count, outputs, finish)),
         }
     }
 }
@@ -80,7 +103,7 @@ pub(super) unsafe fn scale(isa: Isa, dtype: DType, src: *const u8, dst: *mut u8,
 
 /// # Safety
 /// As [`reduce`].
-unsafe fn reduce_typed<L: Lane, O: Op, const G: usize>(
+unsafe fn reduce_typed<L: Lane, O: Op<L::Value>, const G: usize>(
     isa: Isa,
     inputs: &[Source],
     count: usize,
@@ -101,7 +124,12 @@ unsafe fn reduce_typed<L: Lane, O: Op, const G: usize>(
 /// As [`reduce`], on a processor with AVX2 and F16C.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn body_avx2<L: Lane, O: Op, const G: usize>(inputs: &[Source], count: usize, outputs: &[Sink], finish: Finish) {
+unsafe fn body_avx2<L: Lane, O: Op<L::Value>, const G: usize>(
+    inputs: &[Source],
+    count: usize,
+    outputs: &[Sink],
+    finish: Finish,
+) {
     // SAFETY: the caller's promise.
     unsafe { body::<L, O, G, true>(inputs, count, outputs, finish) }
 }
@@ -109,7 +137,7 @@ unsafe fn body_avx2<L: Lane, O: Op, const G: usize>(inputs: &[Source], count: us
 /// # Safety
 /// As [`reduce`]; `F16C` only where the processor has it.
 #[inline(always)]
-unsafe fn body<L: Lane, O: Op, const G: usize, const F16C: bool>(
+unsafe fn body<L: Lane, O: Op<L::Value>, const G: usize, const F16C: bool>(
     inputs: &[Source],
     count: usize,
     outputs: &[Sink],
@@ -156,7 +184,7 @@ unsafe fn body<L: Lane, O: Op, const G: usize, const F16C: bool>(
 /// # Safety
 /// As [`body`].
 #[inline(always)]
-unsafe fn groups<L: Lane, O: Op, const G: usize, const F16C: bool, const N: usize>(
+unsafe fn groups<L: Lane, O: Op<L::Value>, const G: usize, const F16C: bool, const N: usize>(
     inputs: [*const u8; N],
     whole: usize,
     output: *mut u8,
@@ -180,7 +208,7 @@ unsafe fn groups<L: Lane, O: Op, const G: usize, const F16C: bool, const N: usiz
 /// # Safety
 /// As [`body`], with `at + len` elements.
 #[inline(always)]
-unsafe fn rest<L: Lane, O: Op, const G: usize, const F16C: bool>(
+unsafe fn rest<L: Lane, O: Op<L::Value>, const G: usize, const F16C: bool>(
     inputs: &[Source],
     at: usize,
     len: usize,
@@ -262,7 +290,7 @@ unsafe fn write_some<T: Copy, const G: usize>(to: *mut u8, at: usize, len: usize
 }
 
 #[inline(always)]
-fn fold<V: Value, O: Op, const G: usize>(sum: &mut [V; G], next: [V; G]) {
+fn fold<V: Value, O: Op<V>, const G: usize>(sum: &mut [V; G], next: [V; G]) {
     for (sum, next) in sum.iter_mut().zip(next) {
         *sum = O::apply(*sum, next);
     }

@@ -2,7 +2,7 @@
 
 use super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
-/// An accumulator.
+/// An accumulator of sums, products, minima and maxima.
 pub(super) trait Value: Copy + Default + 'static {
     fn add(self, other: Self) -> Self;
     fn multiply(self, other: Self) -> Self;
@@ -14,17 +14,17 @@ pub(super) trait Value: Copy + Default + 'static {
 }
 
 /// A reduction of two accumulators. Both orders give the same (the payload of a NaN excepted).
-pub(super) trait Op: 'static {
-    fn apply<V: Value>(left: V, right: V) -> V;
+pub(super) trait Op<V>: 'static {
+    fn apply(left: V, right: V) -> V;
 }
 
 macro_rules! op {
     ($($name:ident => $method:ident),* $(,)?) => {$(
         pub(super) struct $name;
 
-        impl Op for $name {
+        impl<V: Value> Op<V> for $name {
             #[inline(always)]
-            fn apply<V: Value>(left: V, right: V) -> V {
+            fn apply(left: V, right: V) -> V {
                 left.$method(right)
             }
         }
@@ -32,6 +32,22 @@ macro_rules! op {
 }
 
 op! { Sum => add, Product => multiply, Min => least, Max => most }
+
+macro_rules! bit_op {
+    ($($name:ident => $operator:tt),* $(,)?) => {$(
+        pub(super) struct $name;
+
+        impl Op<u8> for $name {
+            #[inline(always)]
+            fn apply(left: u8, right: u8) -> u8 {
+                left $operator right
+            }
+        }
+    )*};
+}
+
+// Bits do not care where an element ends: bytes serve every integer.
+bit_op! { And => &, Or => |, Xor => ^ }
 
 /// Orders like the value, with -0 below +0: negative values have their lower bits turned round. NaN apart.
 #[inline(always)]
@@ -126,9 +142,14 @@ macro_rules! integer_value {
 
 integer_value! {
     // There is no vector division of integers. In f64 the quotient of a 32-bit value truncates exactly: its distance
-    // from the next whole number is at least 2^-31 of it.
+    // from the next whole number is at least 2^-32 of it.
     i32: |value, by| (f64::from(value) / by as f64) as i32,
-    u8: |value, by| (f64::from(value) / by as f64) as u8,
+    u32: |value, by| (f64::from(value) / by as f64) as u32,
+    // The same in f32 of a 16-bit value: at least 2^-16.
+    i8: |value, by| (f32::from(value) / by as f32) as i8,
+    u8: |value, by| (f32::from(value) / by as f32) as u8,
+    i16: |value, by| (f32::from(value) / by as f32) as i16,
+    u16: |value, by| (f32::from(value) / by as f32) as u16,
     i64: |value, by| value / by as i64,
     u64: |value, by| value / by,
 }
@@ -164,7 +185,7 @@ macro_rules! plain_lane {
     )*};
 }
 
-plain_lane!(f32, f64, i32, i64, u8, u64);
+plain_lane!(f32, f64, i8, i16, i32, i64, u8, u16, u32, u64);
 
 /// `array::map` as a plain loop: at these lengths the compiler turns only the loop into vector code.
 #[inline(always)]

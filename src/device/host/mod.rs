@@ -8,12 +8,14 @@
 //! * 16-bit floats accumulate in f32 and are rounded once, to nearest even, when they are stored. The other types
 //!   accumulate in themselves; integers wrap.
 //! * Min and Max give NaN when any input is NaN, and order -0 below +0.
+//! * And, Or and Xor are of integers. A bool does not reduce; it is copied, by [`copy_checked`] where it came from a peer.
 //! * [`Finish`] happens once, on the accumulator: a true division, then a multiplication.
 //! * A group of elements is read from all inputs before any of it is written, so an output may be one of the inputs.
 //!
 //! Memory is touched through raw pointers only: slots are written by peers at other times, and no reference to them may
 //! exist. Pointers need no alignment.
 
+mod bools;
 mod half;
 mod kernel;
 mod lane;
@@ -75,7 +77,7 @@ pub(crate) const fn partial_size(dtype: DType) -> usize {
 /// input this converts, finishes, or copies.
 ///
 /// # Panics
-/// If there is no input, or `finish.divide_by` is 0 or beyond `i64::MAX`.
+/// If there is no input, `finish.divide_by` is 0 or beyond `i64::MAX`, or `op` does not take `dtype`.
 ///
 /// # Safety
 /// For the whole call, each input must be readable and each output writable for `count` elements or accumulators, as its
@@ -90,6 +92,7 @@ pub(crate) unsafe fn reduce(
     finish: Finish,
 ) {
     assert!(!inputs.is_empty(), "a reduction of nothing");
+    assert!(op.takes(dtype), "{op} of {dtype}");
     assert!(finish.divide_by != 0 && i64::try_from(finish.divide_by).is_ok(), "an average of {}", finish.divide_by);
     // SAFETY: the caller's promise is the kernel's.
     unsafe { kernel::reduce(kernel::Isa::detect(), dtype, op, inputs, count, outputs, finish) }
@@ -98,6 +101,9 @@ pub(crate) unsafe fn reduce(
 /// Copies `count` elements from `src` to `dst`, each multiplied by `scale` (1.0: bit for bit).
 ///
 /// The product is formed in f64 for f64 and integers (truncated toward zero, saturating), in f32 else, and rounded once.
+///
+/// # Panics
+/// If a bool is to be scaled.
 ///
 /// # Safety
 /// For the whole call, `src` must be readable and `dst` writable for `count` elements, nobody else may write `src` or touch
@@ -110,4 +116,20 @@ pub(crate) unsafe fn copy_scaled(dtype: DType, src: *const u8, dst: *mut u8, cou
         // SAFETY: readable and writable for count elements, and without overlap since they differ.
         unsafe { std::ptr::copy_nonoverlapping(src, dst, count * dtype.size()) }
     }
+}
+
+/// Copies `count` elements that a peer has written. Returns whether they are elements of the type: a byte that is no bool
+/// arrives as the bool of its lowest bit.
+///
+/// # Safety
+/// For the whole call, `src` must be readable and `dst` writable for `count` elements, nobody else may touch `dst`, and the
+/// two do not overlap.
+pub(crate) unsafe fn copy_checked(dtype: DType, src: *const u8, dst: *mut u8, count: usize) -> bool {
+    if dtype == DType::Bool {
+        // SAFETY: the caller's promise; a bool is a byte.
+        return unsafe { bools::copy(src, dst, count) };
+    }
+    // SAFETY: the caller's promise; any bits are elements of every other type.
+    unsafe { std::ptr::copy_nonoverlapping(src, dst, count * dtype.size()) };
+    true
 }

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::kernel::{self, Isa};
 use super::{Finish, Sink, Source, copy_scaled, partial_size, reduce};
-use crate::tensor::{DType, Element, ReduceOp};
+use crate::tensor::{DType, ReduceOp, Reducible};
 
 /// A small generator (splitmix64): deterministic, seeded.
 struct Chance(u64);
@@ -25,7 +25,7 @@ impl Chance {
 }
 
 /// An element type as the tests see it: random values, and the reference in the accumulator's own steps.
-trait Tested: Element {
+trait Tested: Reducible {
     fn draw(chance: &mut Chance) -> Self;
     fn specials() -> Vec<Self>;
     /// What `reduce` promises, computed one element at a time.
@@ -70,6 +70,7 @@ fn float_expected(op: ReduceOp, inputs: impl Iterator<Item = f64>, finish: Finis
                 b
             }
         }
+        other => panic!("{other} of floats"),
     };
     let mut sum = inputs.reduce(step).expect("an input");
     if finish.divide_by != 1 {
@@ -143,6 +144,10 @@ macro_rules! tested_integer {
                     ReduceOp::Product => i128::from(a.wrapping_mul(b) as Self),
                     ReduceOp::Min => a.min(b),
                     ReduceOp::Max => a.max(b),
+                    // Sign extension keeps what the upper bits are.
+                    ReduceOp::And => a & b,
+                    ReduceOp::Or => a | b,
+                    ReduceOp::Xor => a ^ b,
                 };
                 let sum = inputs.iter().map(|value| i128::from(*value)).reduce(step).expect("an input");
                 let mut sum = (sum / i128::from(finish.divide_by)) as Self;
@@ -163,7 +168,7 @@ macro_rules! tested_integer {
     )*};
 }
 
-tested_integer!(i32, i64, u8, u64);
+tested_integer!(i8, i16, i32, i64, u8, u16, u32, u64);
 
 /// Elements at an address that is `offset` bytes past a multiple of 64, with a guard on both sides.
 struct Buffer<T> {
@@ -175,7 +180,7 @@ struct Buffer<T> {
 
 const GUARD: u8 = 0xa5;
 
-impl<T: Element> Buffer<T> {
+impl<T: Reducible> Buffer<T> {
     fn new(len: usize, offset: usize) -> Self {
         let bytes = vec![GUARD; len * size_of::<T>() + offset + 192];
         let start = 64 + bytes.as_ptr().align_offset(64) + offset;
@@ -245,9 +250,14 @@ fn check<T: Tested>(op: ReduceOp, inputs: &[Vec<T>], finish: Finish, offset: usi
     }
 }
 
+/// The operations that take the type.
+fn operations<T: Tested>() -> impl Iterator<Item = ReduceOp> {
+    ReduceOp::ALL.into_iter().filter(|op| op.takes(T::DTYPE))
+}
+
 fn every_operation<T: Tested>() {
     let mut chance = Chance(T::DTYPE as u64);
-    for op in ReduceOp::ALL {
+    for op in operations::<T>() {
         for n in 1..=17 {
             let divide_by = if op == ReduceOp::Average { n as u64 } else { 1 };
             for len in [0, 1, 3, 7, 8, 31, 33, 64, 67, 131] {
@@ -271,48 +281,51 @@ fn every_operation<T: Tested>() {
     }
 }
 
-#[test]
-fn f16_agrees_with_its_reference() {
-    every_operation::<f16>();
+/// One test a type.
+macro_rules! agrees {
+    ($($name:ident: $t:ty),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            every_operation::<$t>();
+        })*
+    };
 }
 
-#[test]
-fn bf16_agrees_with_its_reference() {
-    every_operation::<bf16>();
+agrees! {
+    f16_agrees_with_its_reference: f16,
+    bf16_agrees_with_its_reference: bf16,
+    f32_agrees_with_its_reference: f32,
+    f64_agrees_with_its_reference: f64,
+    i8_agrees_with_its_reference: i8,
+    i16_agrees_with_its_reference: i16,
+    i32_agrees_with_its_reference: i32,
+    i64_agrees_with_its_reference: i64,
+    u8_agrees_with_its_reference: u8,
+    u16_agrees_with_its_reference: u16,
+    u32_agrees_with_its_reference: u32,
+    u64_agrees_with_its_reference: u64,
 }
 
-#[test]
-fn f32_agrees_with_its_reference() {
-    every_operation::<f32>();
-}
-
-#[test]
-fn f64_agrees_with_its_reference() {
-    every_operation::<f64>();
-}
-
-#[test]
-fn i32_agrees_with_its_reference() {
-    every_operation::<i32>();
-}
-
-#[test]
-fn i64_agrees_with_its_reference() {
-    every_operation::<i64>();
-}
-
-#[test]
-fn u8_agrees_with_its_reference() {
-    every_operation::<u8>();
-}
-
-#[test]
-fn u64_agrees_with_its_reference() {
-    every_operation::<u64>();
+/// Calls a function that is generic over the type with every type that reduces.
+macro_rules! each_type {
+    ($call:ident) => {
+        $call::<f16>();
+        $call::<bf16>();
+        $call::<f32>();
+        $call::<f64>();
+        $call::<i8>();
+        $call::<i16>();
+        $call::<i32>();
+        $call::<i64>();
+        $call::<u8>();
+        $call::<u16>();
+        $call::<u32>();
+        $call::<u64>();
+    };
 }
 
 /// Reduces plain values through the public entry.
-fn reduced<T: Element>(op: ReduceOp, inputs: &[&[T]], finish: Finish) -> Vec<T> {
+fn reduced<T: Reducible>(op: ReduceOp, inputs: &[&[T]], finish: Finish) -> Vec<T> {
     let len = inputs[0].len();
     let sources: Vec<Source> = inputs.iter().map(|input| Source::Elements(input.as_ptr().cast())).collect();
     let mut output = Buffer::<T>::new(len, 0);
@@ -344,6 +357,125 @@ fn average_is_one_true_division() {
     }
 }
 
+/// The average of integers is the wrapped sum, truncated toward zero: of every value, by every divisor that matters.
+fn averages_truncate<T: Tested + Into<i128> + TryFrom<i128>>() {
+    let bits = 8 * size_of::<T>() as u32;
+    let least = if T::try_from(-1).is_ok() { -(1_i128 << (bits - 1)) } else { 0 };
+    let most = least + (1_i128 << bits) - 1;
+    let of = |value: i128| T::try_from(value).ok().expect("a value of the type");
+    let values: Vec<i128> = if bits == 8 {
+        (least..=most).collect()
+    } else {
+        let near = |center: i128| (center - 300..=center + 300).filter(move |value| (least..=most).contains(value));
+        let middles = [least, 0, most, least / 2, most / 2, most / 3, most / 7, least / 3];
+        middles.into_iter().flat_map(near).collect()
+    };
+    let input: Vec<T> = values.iter().map(|value| of(*value)).collect();
+    let divisors = (1..=40).chain([63, 64, 127, 128, 129, 255, 256, 257, 1000, 65_535, 65_536, 1 << 31, 1 << 40]);
+    for divide_by in divisors {
+        let found = reduced(ReduceOp::Average, &[&input], Finish { divide_by, postscale: 1.0 });
+        for (value, found) in values.iter().zip(found) {
+            let expected = of(value / i128::from(divide_by));
+            assert!(found.same(expected), "{value} / {divide_by}: {found:?}, not {expected:?} ({})", T::DTYPE);
+        }
+    }
+    // A sum that leaves the type comes back at its other end, and is divided there.
+    let wrapped = of(most).into() + of(most).into() - (1_i128 << bits);
+    let found = reduced(ReduceOp::Average, &[&[of(most)], &[of(most)]], Finish { divide_by: 2, postscale: 1.0 });
+    assert!(found[0].same(of(if least == 0 { (most - 1) / 2 } else { wrapped / 2 })), "{found:?}");
+}
+
+#[test]
+fn integer_averages_truncate_toward_zero_after_wrapping() {
+    averages_truncate::<i8>();
+    averages_truncate::<i16>();
+    averages_truncate::<i32>();
+    averages_truncate::<i64>();
+    averages_truncate::<u8>();
+    averages_truncate::<u16>();
+    averages_truncate::<u32>();
+    averages_truncate::<u64>();
+}
+
+/// A rank that contributes an operation's identity changes no bit, wherever it stands.
+fn identity_changes_nothing<T: Tested>() {
+    let mut chance = Chance(5 + T::DTYPE as u64);
+    let mut values = T::specials();
+    values.extend((0..200).map(|_| T::draw(&mut chance)));
+    for op in operations::<T>() {
+        let bytes = op.identity(T::DTYPE).expect("an operation that takes the type");
+        assert_eq!(bytes[size_of::<T>()..], [0; 8][size_of::<T>()..]);
+        let neutral = vec![bytemuck::pod_read_unaligned::<T>(&bytes[..size_of::<T>()]); values.len()];
+        for inputs in [[&neutral, &values, &neutral], [&values, &neutral, &neutral], [&neutral, &neutral, &values]] {
+            let found = reduced(op, &inputs.map(Vec::as_slice), Finish::NONE);
+            for (found, value) in found.iter().zip(&values) {
+                assert!(found.same(*value), "{op} of {value:?} and its identity {:?}: {found:?}", neutral[0]);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_identity_leaves_every_element_as_it_is() {
+    each_type!(identity_changes_nothing);
+    let bytes = |op: ReduceOp, dtype| op.identity(dtype).expect("taken");
+    assert_eq!(bytes(ReduceOp::Min, DType::F32)[..4], f32::INFINITY.to_ne_bytes());
+    assert_eq!(bytes(ReduceOp::Max, DType::BF16)[..2], bf16::NEG_INFINITY.to_ne_bytes());
+    assert_eq!(bytes(ReduceOp::Product, DType::F16)[..2], f16::ONE.to_ne_bytes());
+    assert_eq!(bytes(ReduceOp::Average, DType::F64), (-0.0_f64).to_ne_bytes());
+    assert_eq!(bytes(ReduceOp::Min, DType::I16)[..2], i16::MAX.to_ne_bytes());
+    assert_eq!(bytes(ReduceOp::Max, DType::I64), i64::MIN.to_ne_bytes());
+    assert_eq!(bytes(ReduceOp::And, DType::U32)[..4], [0xff; 4]);
+    assert_eq!(bytes(ReduceOp::Xor, DType::I8), [0; 8]);
+}
+
+/// Infinity and NaN go through sums, averages and products as IEEE says, from any rank.
+fn specials_go_through<T: Tested>(nan: T, infinity: T, negative: T, one: T) {
+    for op in [ReduceOp::Sum, ReduceOp::Average, ReduceOp::Product] {
+        let divide_by = if op == ReduceOp::Average { 2 } else { 1 };
+        let of = |a, b| reduced(op, &[&[a; 33], &[b; 33]], Finish { divide_by, postscale: 1.0 });
+        for (a, b) in [(nan, one), (one, nan), (nan, infinity)] {
+            assert!(of(a, b).iter().all(|found| found.same(nan)), "{op} of {a:?} and {b:?}");
+        }
+        for (a, b) in [(infinity, one), (one, infinity)] {
+            assert!(of(a, b).iter().all(|found| found.same(infinity)), "{op} of {a:?} and {b:?}");
+        }
+        let opposed = if op == ReduceOp::Product { negative } else { nan };
+        assert!(of(infinity, negative).iter().all(|found| found.same(opposed)), "{op} of opposed infinities");
+    }
+}
+
+#[test]
+fn nan_and_infinity_go_through() {
+    specials_go_through(f16::NAN, f16::INFINITY, f16::NEG_INFINITY, f16::ONE);
+    specials_go_through(bf16::NAN, bf16::INFINITY, bf16::NEG_INFINITY, bf16::ONE);
+    specials_go_through(f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0);
+    specials_go_through(f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1.0);
+}
+
+#[test]
+fn scale_factors_are_f64_for_integers_and_f32_for_f32() {
+    let by = |postscale| Finish { divide_by: 1, postscale };
+    // 1/3 in f32 is a little more than a third.
+    let big = (1_i64 << 53) - 1;
+    assert_eq!(reduced(ReduceOp::Sum, &[&[big]], by(1.0 / 3.0)), [big / 3]);
+    assert_eq!(reduced(ReduceOp::Sum, &[&[3_u8], &[0]], by(1.0 / 3.0)), [1]);
+    assert_eq!(reduced(ReduceOp::Sum, &[&[-7_i8]], by(0.5)), [-3], "toward zero");
+    assert_eq!(reduced(ReduceOp::Max, &[&[100_i8]], by(-2.0)), [i8::MIN], "saturates");
+    assert_eq!(reduced(ReduceOp::Or, &[&[1_u16], &[6]], by(1e9)), [u16::MAX], "saturates");
+    assert_eq!(reduced(ReduceOp::Xor, &[&[5_i32; 50], &[1; 50]], by(2.5)), [10; 50]);
+    assert_eq!(reduced(ReduceOp::Sum, &[&[1_i32]], by(f64::NAN)), [0]);
+    let scale = 0.1_f64;
+    assert_eq!(reduced(ReduceOp::Sum, &[&[3.0_f32]], by(scale)), [3.0 * scale as f32]);
+    assert_eq!(reduced(ReduceOp::Sum, &[&[3.0_f64]], by(scale)), [3.0 * scale]);
+}
+
+#[test]
+#[should_panic(expected = "xor of f32")]
+fn an_operation_on_a_type_that_it_does_not_take_is_refused() {
+    reduced(ReduceOp::Xor, &[&[1.0_f32]], Finish::NONE);
+}
+
 #[test]
 fn sixteen_bit_sums_round_once() {
     // 2048 + 1 is a tie in f16: rounding after each step would lose every 1.
@@ -364,7 +496,7 @@ fn sixteen_bit_sums_round_once() {
 fn chain<T: Tested>() {
     let mut chance = Chance(99 + T::DTYPE as u64);
     let len = 77;
-    for op in ReduceOp::ALL {
+    for op in operations::<T>() {
         let n = 7;
         let finish = Finish { divide_by: if op == ReduceOp::Average { n } else { 1 }, postscale: 0.5 };
         let inputs: Vec<Vec<T>> = (0..n).map(|_| (0..len).map(|_| T::draw(&mut chance)).collect()).collect();
@@ -399,14 +531,7 @@ fn chain<T: Tested>() {
 
 #[test]
 fn partial_sums_compose() {
-    chain::<f16>();
-    chain::<bf16>();
-    chain::<f32>();
-    chain::<f64>();
-    chain::<i32>();
-    chain::<i64>();
-    chain::<u8>();
-    chain::<u64>();
+    each_type!(chain);
 }
 
 #[test]
@@ -447,14 +572,7 @@ fn scaled_copies<T: Tested>() {
 
 #[test]
 fn copies_scale_and_round_once() {
-    scaled_copies::<f16>();
-    scaled_copies::<bf16>();
-    scaled_copies::<f32>();
-    scaled_copies::<f64>();
-    scaled_copies::<i32>();
-    scaled_copies::<i64>();
-    scaled_copies::<u8>();
-    scaled_copies::<u64>();
+    each_type!(scaled_copies);
 }
 
 #[test]

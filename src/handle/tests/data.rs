@@ -44,6 +44,7 @@ macro_rules! fold_floats {
                     ReduceOp::Min => sum.min(value),
                     ReduceOp::Max => sum.max(value),
                     ReduceOp::Product => sum * value,
+                    other => panic!("{other} of floats"),
                 });
                 let sum = if $op == ReduceOp::Average { sum / rows.len() as $wide } else { sum };
                 $to(sum * post)
@@ -63,6 +64,9 @@ macro_rules! fold_integers {
                     ReduceOp::Min => sum.min(value),
                     ReduceOp::Max => sum.max(value),
                     ReduceOp::Product => sum.wrapping_mul(value),
+                    ReduceOp::And => sum & value,
+                    ReduceOp::Or => sum | value,
+                    ReduceOp::Xor => sum ^ value,
                 });
                 sum.unwrap_or_default()
             })

@@ -62,6 +62,7 @@ fn draw_plan(ranks: usize, random: &mut Random) -> Plan {
     let kind = match random.below(8) {
         0 => Kind::Broadcast { root: random.below(ranks) as u32 },
         1 if float => Kind::Allreduce { op: ReduceOp::Average },
+        2 if !float => Kind::Allreduce { op: [ReduceOp::And, ReduceOp::Or, ReduceOp::Xor][random.below(3)] },
         at => Kind::Allreduce {
             op: [ReduceOp::Sum, ReduceOp::Sum, ReduceOp::Min, ReduceOp::Max, ReduceOp::Product][at % 5],
         },
