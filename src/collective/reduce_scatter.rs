@@ -14,7 +14,7 @@ impl Communicator {
     /// Every rank calls it at the same place in its order, with the same type, length and `op`.
     ///
     /// # Errors
-    /// [`Error::Argument`] if the lengths do not fit, or `op` does not [take](ReduceOp::takes) the type; else as [`allreduce`](Self::allreduce).
+    /// [`Error::Argument`] if the lengths do not fit, `op` does not [take](ReduceOp::takes) the type or is Adasum; else as [`allreduce`](Self::allreduce).
     pub fn reduce_scatter<T: Reducible>(&mut self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
         if output.len().checked_mul(self.size()) != Some(input.len()) {
             return Err(Error::argument(format!(
@@ -23,6 +23,11 @@ impl Communicator {
                 self.size(),
                 output.len()
             )));
+        }
+        if op == ReduceOp::Adasum {
+            return Err(Error::argument(
+                "adasum combines whole tensors, and reduce_scatter hands out parts; use allreduce",
+            ));
         }
         op.check(T::DTYPE)?;
         self.run_on::<T>(Collective::ReduceScatter(op), output.len(), apart(input, output))

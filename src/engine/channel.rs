@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::adasum::AdasumRun;
 use super::exchange::GOODBYE;
 use super::host::HostRun;
 use super::inline::InlineRun;
@@ -43,9 +44,45 @@ pub(super) enum Run {
     Inline(InlineRun),
     Host(Box<HostRun>),
     Rounds(Box<RoundRun>),
+    Adasum(Box<AdasumRun>),
     /// The result is there, and the last messages are on their way out: a network may need this rank for them, and who
     /// knows when it comes back.
     Flush,
+}
+
+impl Run {
+    #[inline]
+    pub(super) fn poll(&mut self, channel: &mut Channel) -> Result<Step> {
+        match self {
+            Self::Inline(run) => run.poll(channel),
+            Self::Host(run) => run.poll(channel),
+            Self::Rounds(run) => run.poll(channel),
+            Self::Adasum(run) => run.poll(channel),
+            Self::Flush => channel.link.progress().map(|()| Step::Ready(())),
+        }
+    }
+
+    /// Whether messages of other ranks may be what it waits for.
+    pub(super) fn exchanges(&self) -> bool {
+        match self {
+            Self::Inline(_) => false,
+            Self::Host(run) => run.exchanges(),
+            Self::Rounds(run) => run.exchanges(),
+            Self::Adasum(run) => run.exchanges(),
+            Self::Flush => true,
+        }
+    }
+
+    /// The global ranks that hold it up.
+    pub(super) fn missing(&self, channel: &Channel) -> Vec<u32> {
+        match self {
+            Self::Inline(run) => channel.unannounced(run.print()),
+            Self::Host(run) => run.missing(channel),
+            Self::Rounds(run) => run.missing(channel),
+            Self::Adasum(run) => run.missing(channel),
+            Self::Flush => Vec::new(),
+        }
+    }
 }
 
 impl std::fmt::Debug for Channel {
@@ -110,12 +147,7 @@ impl Channel {
 
     /// Whether a message of another host may be what the operation in flight waits for.
     pub(crate) fn expects_messages(&self) -> bool {
-        let exchanges = match &self.current {
-            Some(Run::Host(run)) => run.exchanges(),
-            Some(Run::Rounds(run)) => run.exchanges(),
-            Some(Run::Flush) => true,
-            Some(Run::Inline(_)) | None => false,
-        };
+        let exchanges = self.current.as_ref().is_some_and(Run::exchanges);
         !self.team.is_local() && (exchanges || !self.link.idle())
     }
 
@@ -126,11 +158,16 @@ impl Channel {
             self.take_leave();
             return Err(error);
         }
-        self.sequence = self.sequence.wrapping_add(1);
-        self.begun += 1;
-        let print = fingerprint(self.sequence, &operation);
+        let print = self.next_print(&operation);
         self.current = Some(self.plan(operation, print));
         Ok(())
+    }
+
+    /// The print of the next operation in order: of one that begins, or of a later stage of one that needs several.
+    pub(super) fn next_print(&mut self, operation: &Operation) -> Fingerprint {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.begun += 1;
+        fingerprint(self.sequence, operation)
     }
 
     /// Advances the operation in flight by at most a chunk of work.
@@ -142,13 +179,7 @@ impl Channel {
         let Some(mut run) = self.current.take() else {
             return self.poisoned.clone().map_or(Ok(Step::Ready(())), Err);
         };
-        let step = match &mut run {
-            Run::Inline(run) => run.poll(self),
-            Run::Host(run) => run.poll(self),
-            Run::Rounds(run) => run.poll(self),
-            Run::Flush => self.link.progress().map(|()| Step::Ready(())),
-        };
-        match step {
+        match run.poll(self) {
             Ok(Step::Ready(())) if self.link.idle() => Ok(Step::Ready(())),
             Ok(Step::Ready(())) => {
                 let step = if matches!(run, Run::Flush) { Step::Pending } else { Step::Progress };
@@ -262,12 +293,7 @@ impl Channel {
 
     /// The global ranks of this host that the operation in flight waits for.
     pub(crate) fn missing(&self) -> Vec<u32> {
-        match &self.current {
-            Some(Run::Inline(run)) => self.unannounced(run.print()),
-            Some(Run::Host(run)) => run.missing(self),
-            Some(Run::Rounds(run)) => run.missing(self),
-            Some(Run::Flush) | None => Vec::new(),
-        }
+        self.current.as_ref().map_or_else(Vec::new, |run| run.missing(self))
     }
 
     /// Members that have not announced the operation with `print`'s sequence.

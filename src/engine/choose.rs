@@ -1,6 +1,7 @@
 //! From an operation to the schedule that runs it.
 
 use super::Channel;
+use super::adasum::AdasumRun;
 use super::channel::Run;
 use super::fold::Fold;
 use super::host::{HostRun, align};
@@ -16,21 +17,23 @@ use crate::transport::shm::Fingerprint;
 impl Channel {
     /// The run of an operation. Depends only on what all ranks know alike: the request, the team, the table.
     pub(super) fn plan(&self, operation: Operation, print: Fingerprint) -> Run {
+        if operation.reduce_op() == Some(ReduceOp::Adasum) {
+            return self.adasum(operation, print);
+        }
         if self.team.is_local() && InlineRun::fits(&operation) {
             return Run::Inline(InlineRun::new(operation, print));
         }
-        let fold = |op| Some(Fold::new(operation.dtype, op, self.team.size(), operation.postscale));
         match operation.collective {
-            Collective::Allreduce(op) | Collective::Logged { op: Some(op), .. } => {
-                let fold = fold(op);
-                self.allreduce(operation, print, fold)
+            Collective::Allreduce(_) | Collective::Logged { op: Some(_), .. } => {
+                let bytes = operation.count.saturating_mul(operation.dtype.size());
+                self.allreduce_by(self.table.pick(bytes), operation, print)
             }
             Collective::Broadcast { root } | Collective::Logged { op: None, root, .. } => {
                 self.broadcast(operation, print, root)
             }
             Collective::Allgather => self.allgather(operation, print),
             Collective::ReduceScatter(op) => {
-                let fold = fold(op);
+                let fold = Some(self.fold(&operation, op));
                 self.reduce_scatter(operation, print, fold)
             }
             Collective::Barrier => {
@@ -53,7 +56,7 @@ impl Channel {
         let (members, me) = (self.team.members().len(), self.team.member());
         let plan = HostPlan::new(op, members, me, operation.count, self.chunk(operation), align(operation.dtype));
         // Scaled input exists in the slot only.
-        if operation.prescale == 1.0 { plan.read_own_input() } else { plan }
+        if operation.prescale.is_none() { plan.read_own_input() } else { plan }
     }
 
     fn host(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>, op: HostOp) -> Run {
@@ -65,10 +68,14 @@ impl Channel {
         Run::Rounds(Box::new(RoundRun::new(print, plan, None, operation, fold, work)))
     }
 
-    fn allreduce(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>) -> Run {
+    fn fold(&self, operation: &Operation, op: ReduceOp) -> Fold {
+        Fold::new(operation.dtype, op, self.team.size(), operation.postscale)
+    }
+
+    fn allreduce_by(&self, algorithm: Algorithm, operation: Operation, print: Fingerprint) -> Run {
         let (ranks, me, count) = (self.team.size(), self.team.rank(), operation.count);
+        let fold = operation.reduce_op().map(|op| self.fold(&operation, op));
         let bytes = count.saturating_mul(operation.dtype.size());
-        let algorithm = self.table.pick(bytes);
         let cross = self.table.cross(algorithm, bytes, operation.dtype.size());
         let whole = Span::new(0, count);
         let work = Work { whole: count, own: whole, kept: whole };
@@ -88,6 +95,30 @@ impl Channel {
             }
             _ => self.host(operation, print, fold, HostOp::TwoShot { owners: self.team.members().len() }),
         }
+    }
+
+    /// An allreduce whose order of summing is the same for every element, whatever lies beside it: rank order, but on hosts
+    /// that do not hold contiguous ranks the order of a tree.
+    pub(super) fn plan_in_order(&self, operation: Operation, print: Fingerprint) -> Run {
+        if self.team.is_local() {
+            if InlineRun::fits(&operation) {
+                return Run::Inline(InlineRun::new(operation, print));
+            }
+            let owners = self.team.members().len();
+            let fold = operation.reduce_op().map(|op| self.fold(&operation, op));
+            return self.host(operation, print, fold, HostOp::TwoShot { owners });
+        }
+        let algorithm = if self.two_level.contiguous() { Algorithm::OrderedChain } else { Algorithm::BinomialTree };
+        self.allreduce_by(algorithm, operation, print)
+    }
+
+    /// Adasum of one rank's tensors is those tensors.
+    fn adasum(&self, operation: Operation, print: Fingerprint) -> Run {
+        if self.team.size() == 1 || operation.count == 0 {
+            let operation = Operation { collective: Collective::Allreduce(ReduceOp::Sum), ..operation };
+            return self.plan_in_order(operation, print);
+        }
+        Run::Adasum(Box::new(AdasumRun::new(self, operation, print)))
     }
 
     fn broadcast(&self, operation: Operation, print: Fingerprint, root: usize) -> Run {

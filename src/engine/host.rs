@@ -9,7 +9,7 @@
 
 use super::cross::CrossRun;
 use super::fold::Fold;
-use super::operation::unsound;
+use super::operation::{Prescale, unsound};
 use super::regions::Regions;
 use super::rounds::RoundRun;
 use super::{Channel, Step};
@@ -25,7 +25,7 @@ pub(super) struct HostRun {
     pub(super) print: Fingerprint,
     dtype: DType,
     fold: Option<Fold>,
-    prescale: f64,
+    prescale: Prescale,
     regions: Regions,
     plan: HostPlan,
     cross: Option<CrossRun>,
@@ -167,16 +167,16 @@ impl HostRun {
         let slot = self.slot(channel, channel.team.member(), self.packed);
         let size = self.dtype.size();
         for pack in &self.steps.pack {
-            self.regions.each(
+            self.regions.each_of(
                 |piece| piece.input,
                 pack.data.start,
                 pack.data.len,
-                |memory, offset| {
+                |piece, memory, offset| {
                     // SAFETY: the slot is this member's until it publishes ("slot reuse"), the plan keeps within it, and
                     // the operation owns its input.
                     unsafe {
                         let at = slot.add((pack.slot + offset) * size);
-                        copy_scaled(self.dtype, memory.ptr(), at, memory.len() / size, self.prescale);
+                        copy_scaled(self.dtype, memory.ptr(), at, memory.len() / size, self.prescale.of(piece));
                     }
                 },
             );

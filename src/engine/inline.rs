@@ -68,11 +68,11 @@ impl InlineRun {
     fn payload(&self) -> [u64; WORDS] {
         let mut payload = [0_u64; WORDS];
         let mut at = payload.as_mut_ptr().cast::<u8>();
-        for piece in self.operation.pieces.iter() {
+        for (index, piece) in self.operation.pieces.iter().enumerate() {
             let (dtype, bytes) = (self.operation.dtype, piece.input.len());
             // SAFETY: `fits` bounds the sum of the pieces' bytes by the payload's; the operation owns its buffers.
             unsafe {
-                copy_scaled(dtype, piece.input.ptr(), at, bytes / dtype.size(), self.operation.prescale);
+                copy_scaled(dtype, piece.input.ptr(), at, bytes / dtype.size(), self.operation.prescale.of(index));
                 at = at.add(bytes);
             }
         }

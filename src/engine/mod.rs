@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code, reason = "the order of a plan's steps is what makes a slot or a buffer readable or writable")]
 
+mod adasum;
 mod channel;
 mod choose;
 mod cross;
@@ -30,7 +31,7 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use ground::{Built, Ground};
-pub(crate) use operation::{Collective, Operation, Pieces};
+pub(crate) use operation::{Collective, Operation, Pieces, Prescale};
 pub(crate) use team::Team;
 pub(crate) use wait::{Idle, Port, block};
 

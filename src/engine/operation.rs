@@ -29,9 +29,32 @@ pub(crate) struct Operation {
     pub(crate) dtype: DType,
     /// Elements: of the whole list (allreduce, broadcast) or of one rank's block (allgather, reduce-scatter).
     pub(crate) count: usize,
-    pub(crate) prescale: f64,
+    pub(crate) prescale: Prescale,
     pub(crate) postscale: f64,
     pub(crate) pieces: Pieces,
+}
+
+/// What a rank's elements are multiplied by before they are combined.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Prescale {
+    All(f64),
+    /// A factor for each piece of the operation.
+    Each(Vec<f64>),
+}
+
+impl Prescale {
+    /// The factor of a piece.
+    pub(super) fn of(&self, piece: usize) -> f64 {
+        match self {
+            Self::All(factor) => *factor,
+            Self::Each(factors) => factors[piece],
+        }
+    }
+
+    /// Whether it leaves every element as it is.
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Self::All(1.0))
+    }
 }
 
 /// The tensors of an operation; the most common case, a single one, without a list.
@@ -58,7 +81,7 @@ impl Operation {
     /// An operation on one tensor, without scale factors.
     pub(crate) fn new(collective: Collective, dtype: DType, count: usize, piece: Option<Piece>) -> Self {
         let pieces = piece.map_or(Pieces::None, |piece| Pieces::One([piece]));
-        Self { collective, dtype, count, prescale: 1.0, postscale: 1.0, pieces }
+        Self { collective, dtype, count, prescale: Prescale::All(1.0), postscale: 1.0, pieces }
     }
 
     /// How elements combine, for those collectives that combine them.

@@ -34,6 +34,17 @@ impl Regions {
         len: usize,
         mut visit: impl FnMut(RawSlice, usize),
     ) {
+        self.each_of(side, start, len, |_, memory, offset| visit(memory, offset));
+    }
+
+    /// As [`each`](Self::each), with the index of the piece: `visit(piece, memory, offset)`.
+    pub(crate) fn each_of(
+        &self,
+        side: fn(&Piece) -> RawSlice,
+        start: usize,
+        len: usize,
+        mut visit: impl FnMut(usize, RawSlice, usize),
+    ) {
         let mut index = self.starts.partition_point(|&begin| begin <= start).saturating_sub(1);
         let mut done = 0;
         while done < len {
@@ -41,7 +52,7 @@ impl Regions {
             let part = (self.starts[index + 1] - self.starts[index] - inside).min(len - done);
             if part > 0 {
                 let memory = side(&self.pieces[index]);
-                visit(memory.part(inside * self.element, part * self.element), done);
+                visit(index, memory.part(inside * self.element, part * self.element), done);
                 done += part;
             }
             index += 1;

@@ -2,7 +2,7 @@
 
 use super::exchange::{Area, Exchange, Greetings};
 use super::fold::Fold;
-use super::operation::unsound;
+use super::operation::{Prescale, unsound};
 use super::regions::Regions;
 use super::{Channel, Operation, Step};
 use crate::device::host::{Finish, Sink, Source, copy_checked, copy_scaled, partial_size, reduce};
@@ -107,7 +107,7 @@ pub(super) struct Work {
 struct Flat {
     dtype: DType,
     fold: Option<Fold>,
-    prescale: f64,
+    prescale: Prescale,
     regions: Regions,
     work: Work,
     /// Elements: this rank's input at first, the result in the end. In words, so that they are aligned.
@@ -144,15 +144,15 @@ impl Flat {
     /// Copies the input in.
     fn begin(&mut self) {
         let base = self.element_mut(self.work.own.start);
-        let (dtype, prescale) = (self.dtype, self.prescale);
-        self.regions.each(
+        let (dtype, prescale) = (self.dtype, &self.prescale);
+        self.regions.each_of(
             |piece: &Piece| piece.input,
             0,
             self.work.own.len,
-            |memory: RawSlice, offset| {
+            |piece, memory: RawSlice, offset| {
                 let at = base.wrapping_add(offset * dtype.size());
                 // SAFETY: `own` lies in the work area, and the operation owns its input.
-                unsafe { copy_scaled(dtype, memory.ptr(), at, memory.len() / dtype.size(), prescale) };
+                unsafe { copy_scaled(dtype, memory.ptr(), at, memory.len() / dtype.size(), prescale.of(piece)) };
             },
         );
     }

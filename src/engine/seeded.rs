@@ -63,7 +63,7 @@ fn reduce(dtype: DType, op: ReduceOp, column: impl Iterator<Item = i64>) -> Vec<
     let column: Vec<i64> = column.collect();
     let (sum, ranks) = (column.iter().sum::<i64>(), column.len());
     let value = match op {
-        ReduceOp::Sum => sum,
+        ReduceOp::Sum | ReduceOp::Adasum => sum,
         ReduceOp::Average => {
             // One division, in the accumulator's type.
             return match dtype {
@@ -93,6 +93,8 @@ struct Task {
     /// Empty for ranks that work in place.
     outputs: Vec<Vec<u8>>,
     wants: Vec<Vec<u8>>,
+    /// By which tensors are cut where all ranks must cut alike.
+    seed: u64,
 }
 
 impl Task {
@@ -104,7 +106,7 @@ impl Task {
         let collective = match random.below(6) {
             0 => Collective::Broadcast { root: random.below(ranks) },
             1 => Collective::Allgather,
-            2 if op.is_some() => Collective::ReduceScatter(op.unwrap()),
+            2 if op.is_some_and(|op| op != ReduceOp::Adasum) => Collective::ReduceScatter(op.unwrap()),
             3 => Collective::Barrier,
             _ => op.map_or(Collective::Allgather, Collective::Allreduce),
         };
@@ -126,8 +128,14 @@ impl Task {
             Collective::Allreduce(op) | Collective::ReduceScatter(op) => Some(op),
             _ => None,
         };
-        let rows: Vec<Vec<i64>> =
+        let mut rows: Vec<Vec<i64>> =
             (0..ranks).map(|_| (0..given * count).map(|_| draw(dtype, op, random)).collect()).collect();
+        if op == Some(ReduceOp::Adasum) {
+            // Orthogonal, tensor by tensor, however they are cut: then it is the sum.
+            for (rank, row) in rows.iter_mut().enumerate() {
+                row.iter_mut().enumerate().filter(|(at, _)| at % ranks != rank).for_each(|(_, value)| *value = 0);
+            }
+        }
         let bytes = |row: &[i64]| row.iter().flat_map(|&value| element(dtype, value)).collect::<Vec<u8>>();
         let inputs: Vec<Vec<u8>> = rows.iter().map(|row| bytes(row)).collect();
         let reduced = |from: usize, op| -> Vec<u8> {
@@ -144,20 +152,21 @@ impl Task {
         let outputs = (0..ranks)
             .map(|_| {
                 let in_place = match collective {
-                    Collective::Broadcast { .. } => true,
+                    Collective::Broadcast { .. } | Collective::Allreduce(ReduceOp::Adasum) => true,
                     Collective::Allreduce(_) => random.below(2) == 0,
                     _ => false,
                 };
                 vec![0xa5; if in_place { 0 } else { got * count * dtype.size() }]
             })
             .collect();
-        Self { collective, dtype, count, inputs, outputs, wants }
+        Self { collective, dtype, count, inputs, outputs, wants, seed: random.next() }
     }
 
     fn operation(&mut self, rank: usize, random: &mut Random) -> Operation {
         let (input, output) = (&mut self.inputs[rank], &mut self.outputs[rank]);
         let pieces = match self.collective {
             Collective::Barrier => Pieces::None,
+            Collective::Allreduce(ReduceOp::Adasum) => in_place(input, self.dtype.size(), &mut Random(self.seed)),
             Collective::Allreduce(_) if output.is_empty() => in_place(input, self.dtype.size(), random),
             _ if output.is_empty() => Pieces::One([Piece::in_place(RawSlice::of_mut(input))]),
             _ => Pieces::One([Piece { input: RawSlice::of(input), output: RawSlice::of_mut(output) }]),
@@ -323,6 +332,7 @@ fn seeded_giving_up_ends_every_rank() {
                 inputs: vec![vec![1, 0, 0, 0]; ranks],
                 outputs: vec![Vec::new(); ranks],
                 wants: vec![vec![ranks as u8, 0, 0, 0]; ranks],
+                seed: 0,
             });
         }
         let (quitter, at) = (random.below(ranks), random.below(4));

@@ -8,7 +8,7 @@ use super::driver::Driver;
 use super::tickets::{Entry, Tickets};
 use super::wires::Wires;
 use crate::coordinator::{Action, Batch, Coordinator, Event, Kind, Params, Request, Ticket, Topology};
-use crate::engine::{Built, Channel, Collective, Operation, Pieces, Port, Step, Team};
+use crate::engine::{Built, Channel, Collective, Operation, Pieces, Port, Prescale, Step, Team};
 use crate::error::{Error, Result};
 use crate::event;
 
@@ -390,7 +390,7 @@ impl Core {
             collective: Collective::Logged { index: batch.index as u32, op, root },
             dtype: batch.spec.dtype,
             count: batch.items.iter().map(|item| item.elements as usize).sum(),
-            prescale: batch.spec.prescale,
+            prescale: Prescale::All(batch.spec.prescale),
             postscale: batch.spec.postscale,
             pieces,
         };

@@ -2,7 +2,7 @@
 //!
 //! Two planes. The **slot plane** ([`direct`]) serves the members of one host: each has a slot of shared memory, and a
 //! plan says what a member packs, reduces and unpacks for each chunk. The **link plane** ([`ring`], [`tree`],
-//! [`chain`]) serves ranks that exchange messages: a plan is a list of [`Round`]s. [`two_level`] composes the two over
+//! [`chain`], [`meet`]) serves ranks that exchange messages: a plan is a list of [`Round`]s. [`two_level`] composes the two over
 //! hosts, and [`select`] picks.
 //!
 //! Everything here is a closed form of (who, how many, which step): no clock, no transport, no memory, and no
@@ -10,6 +10,7 @@
 
 pub(crate) mod chain;
 pub(crate) mod direct;
+pub(crate) mod meet;
 pub(crate) mod ring;
 pub(crate) mod select;
 pub(crate) mod tree;

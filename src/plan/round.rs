@@ -10,6 +10,7 @@
 //! sides alike.
 
 use super::chain::Chain;
+use super::meet::Meeting;
 use super::ring::Ring;
 use super::span::Span;
 use super::tree::Tree;
@@ -112,11 +113,12 @@ impl Round {
 }
 
 /// A schedule of the link plane, for one rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LinkPlan {
     Ring(Ring),
     Tree(Tree),
     Chain(Chain),
+    Meeting(Meeting),
 }
 
 impl LinkPlan {
@@ -126,6 +128,7 @@ impl LinkPlan {
             Self::Ring(plan) => plan.rounds(),
             Self::Tree(plan) => plan.rounds(),
             Self::Chain(plan) => plan.rounds(),
+            Self::Meeting(plan) => plan.rounds(),
         }
     }
 
@@ -136,6 +139,7 @@ impl LinkPlan {
             Self::Ring(plan) => plan.round(index, round),
             Self::Tree(plan) => plan.round(index, round),
             Self::Chain(plan) => plan.round(index, round),
+            Self::Meeting(plan) => plan.round(index, round),
         }
     }
 }
@@ -155,5 +159,11 @@ impl From<Tree> for LinkPlan {
 impl From<Chain> for LinkPlan {
     fn from(plan: Chain) -> Self {
         Self::Chain(plan)
+    }
+}
+
+impl From<Meeting> for LinkPlan {
+    fn from(plan: Meeting) -> Self {
+        Self::Meeting(plan)
     }
 }

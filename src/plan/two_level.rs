@@ -48,7 +48,7 @@ pub(crate) struct TwoLevel {
 }
 
 /// How a broadcast crosses hosts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Relay {
     /// The member of this host that has, or receives, the elements and packs them into its slot.
     pub(crate) representative: usize,
@@ -318,7 +318,7 @@ mod tests {
                     assert!(speakers.contains(&root));
                     assert_eq!(relays.iter().filter(|relay| relay.link.is_some()).count(), sizes.len());
                     let links: Vec<LinkPlan> =
-                        speakers.iter().map(|&rank| relays[rank].link.expect("speaks")).collect();
+                        speakers.iter().map(|&rank| relays[rank].link.clone().expect("speaks")).collect();
                     let own = |host: usize, at| (speakers[host] == root).then(|| Element::of(root, at));
                     let (work, _) = run_links(&links, count, own, &mut chance);
                     for (host, members) in levels[0].hosts().iter().enumerate() {

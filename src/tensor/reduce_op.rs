@@ -28,14 +28,17 @@ pub enum ReduceOp {
     Or = 7,
     /// The bits that are set on an odd number of ranks. Integers only.
     Xor = 8,
+    /// Adasum: tensors that point the same way are averaged, orthogonal ones added, in between in between, along a tree of
+    /// pairs of ranks. Floats only, and only whole tensors: an allreduce. `docs/types.md` has the formula.
+    Adasum = 9,
 }
 
 impl ReduceOp {
     /// Every operation, in the order of their codes.
-    pub const ALL: [Self; 8] =
-        [Self::Sum, Self::Average, Self::Min, Self::Max, Self::Product, Self::And, Self::Or, Self::Xor];
+    pub const ALL: [Self; 9] =
+        [Self::Sum, Self::Average, Self::Min, Self::Max, Self::Product, Self::And, Self::Or, Self::Xor, Self::Adasum];
 
-    /// The operation's name: `sum`, `average`, `min`, `max`, `product`, `and`, `or`, `xor`.
+    /// The operation's name: `sum`, `average`, `min`, `max`, `product`, `and`, `or`, `xor`, `adasum`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -47,6 +50,7 @@ impl ReduceOp {
             Self::And => "and",
             Self::Or => "or",
             Self::Xor => "xor",
+            Self::Adasum => "adasum",
         }
     }
 
@@ -62,6 +66,7 @@ impl ReduceOp {
         match self {
             Self::Sum | Self::Average | Self::Min | Self::Max | Self::Product => !matches!(dtype, DType::Bool),
             Self::And | Self::Or | Self::Xor => dtype.is_integer(),
+            Self::Adasum => dtype.is_float(),
         }
     }
 
@@ -89,7 +94,7 @@ impl ReduceOp {
     /// [`size`](DType::size) bytes of `dtype` are it, the others 0. `None` if the operation does not [take](Self::takes)
     /// the type.
     ///
-    /// It is zero for Sum, Average, Or and Xor (of floats -0, because +0 would turn a -0 into +0); one for Product;
+    /// It is zero for Sum, Average, Adasum, Or and Xor (of floats -0, because +0 would turn a -0 into +0); one for Product;
     /// +infinity or the greatest integer for Min; -infinity or the least integer for Max; all ones for And. An average
     /// counts it as a rank all the same.
     ///
@@ -175,8 +180,17 @@ mod tests {
         }
         assert_eq!((ReduceOp::from_code(0), ReduceOp::from_code(99)), (None, None));
         let codes = ReduceOp::ALL.map(|op| (op as u8, op.name()));
-        let known =
-            [(1, "sum"), (2, "average"), (3, "min"), (4, "max"), (5, "product"), (6, "and"), (7, "or"), (8, "xor")];
+        let known = [
+            (1, "sum"),
+            (2, "average"),
+            (3, "min"),
+            (4, "max"),
+            (5, "product"),
+            (6, "and"),
+            (7, "or"),
+            (8, "xor"),
+            (9, "adasum"),
+        ];
         assert_eq!(codes, known);
     }
 
@@ -185,7 +199,7 @@ mod tests {
         let text = |op: ReduceOp, dtype| op.check(dtype).expect_err("refused").to_string();
         let found = text(ReduceOp::And, DType::BF16);
         assert!(found.contains("and does not take bf16, only i32, i64, u8, u64, i8, i16, u16, u32"), "{found}");
-        assert!(found.contains("reduce it by sum, average, min, max, product"), "{found}");
+        assert!(found.contains("reduce it by sum, average, min, max, product, adasum"), "{found}");
         let found = text(ReduceOp::Sum, DType::Bool);
         assert!(found.contains("sum does not take bool") && found.contains("only moves"), "{found}");
         for dtype in DType::ALL {

@@ -74,6 +74,11 @@ fn takes_turns(dtype: DType, op: Option<ReduceOp>) -> bool {
         || matches!(op, Some(ReduceOp::And | ReduceOp::Or | ReduceOp::Xor))
 }
 
+/// The operations that reduce single elements of the type.
+fn operations<T: Sample>() -> impl Iterator<Item = ReduceOp> {
+    ReduceOp::ALL.into_iter().filter(|op| op.takes(T::DTYPE) && *op != ReduceOp::Adasum)
+}
+
 /// The counts at which something changes, for elements of `size` bytes.
 pub(crate) fn counts(size: usize) -> Vec<usize> {
     let (inline, slot) = (INLINE / size, SLOT / size);
@@ -131,7 +136,7 @@ impl<'a> Bench<'a> {
         let (mut input, mut output) = (Memory::<T>::new(self.kolo, longest)?, Memory::<T>::new(self.kolo, longest)?);
         let mut algorithms = self.algorithms();
         algorithms.retain(|(algorithm, _)| !self.local || T::DTYPE == DType::F32 || !another_two_shot(*algorithm));
-        for op in ReduceOp::ALL.into_iter().filter(|op| op.takes(T::DTYPE)) {
+        for op in operations::<T>() {
             for count in counts(size_of::<T>()) {
                 let seed = self.random.next();
                 let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count)).collect();
@@ -205,7 +210,7 @@ impl<'a> Bench<'a> {
             assert!(same(output.look(shared, count * ranks, &what), &data.concat()), "{what}");
             assert!(same(input.look(shared, count, &what), &data[me]), "{what}: input changed");
             self.cases += 1;
-            for op in ReduceOp::ALL.into_iter().filter(|op| op.takes(T::DTYPE)) {
+            for op in operations::<T>() {
                 if takes_turns(T::DTYPE, Some(op)) {
                     self.turn += 1;
                     if !self.turn.is_multiple_of(3) {

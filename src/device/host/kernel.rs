@@ -68,6 +68,7 @@ pub(super) unsafe fn reduce(
             ReduceOp::Min => by_type!(dtype, Min, (isa, inputs, count, outputs, finish)),
             ReduceOp::Max => by_type!(dtype, Max, (isa, inputs, count, outputs, finish)),
             ReduceOp::Product => by_type!(dtype, Product, (isa, inputs, count, outputs, finish)),
+            ReduceOp::Adasum => unreachable!("adasum combines tensors, not elements"),
             ReduceOp::And => bits::<And>(isa, dtype, inputs, count, outputs, finish),
             ReduceOp::Or => bits::<Or>(isa, dtype, inputs, count, outputs, finish),
             ReduceOp::Xor => bits::<Xor>(isa, dtype, inputs, count, outputs, finish),
@@ -268,7 +269,7 @@ unsafe fn write<T: Copy, const G: usize>(to: *mut u8, at: usize, values: [T; G])
 /// # Safety
 /// `from` is readable for `at + len` values of `T`, any bits of which are a value, and `len <= G`.
 #[inline(always)]
-unsafe fn read_some<T: Copy + Default, const G: usize>(from: *const u8, at: usize, len: usize) -> [T; G] {
+pub(super) unsafe fn read_some<T: Copy + Default, const G: usize>(from: *const u8, at: usize, len: usize) -> [T; G] {
     let mut stage = [T::default(); G];
     // SAFETY: the caller's promise; bytes have no alignment, and the stage is ours.
     unsafe {

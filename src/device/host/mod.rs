@@ -8,6 +8,7 @@
 //! * 16-bit floats accumulate in f32 and are rounded once, to nearest even, when they are stored. The other types
 //!   accumulate in themselves; integers wrap.
 //! * Min and Max give NaN when any input is NaN, and order -0 below +0.
+//! * [`dots`] are the dot products of every pair of inputs, in f64: what Adasum begins with. Adasum itself is no fold.
 //! * And, Or and Xor are of integers. A bool does not reduce; it is copied, by [`copy_checked`] where it came from a peer.
 //! * [`Finish`] happens once, on the accumulator: a true division, then a multiplication.
 //! * A group of elements is read from all inputs before any of it is written, so an output may be one of the inputs.
@@ -16,12 +17,15 @@
 //! exist. Pointers need no alignment.
 
 mod bools;
+mod dots;
 mod half;
 mod kernel;
 mod lane;
 
 #[cfg(test)]
 mod tests;
+
+pub(crate) use dots::{dots, pair, pairs};
 
 use crate::tensor::{DType, ReduceOp};
 

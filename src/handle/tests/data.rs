@@ -67,6 +67,7 @@ macro_rules! fold_integers {
                     ReduceOp::And => sum & value,
                     ReduceOp::Or => sum | value,
                     ReduceOp::Xor => sum ^ value,
+                    ReduceOp::Adasum => panic!("adasum of integers"),
                 });
                 sum.unwrap_or_default()
             })
