@@ -42,6 +42,7 @@ mpi_test!(
         each_type!(bench.allreduce);
         let allreduces = bench.cases;
         each_type!(bench.others);
+        each_type!(bench.blocks);
         if kolo.rank() == 0 {
             let others = bench.cases - allreduces;
             println!("cases: {allreduces} allreduces and {others} others, each on all {} ranks", kolo.size());

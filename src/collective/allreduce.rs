@@ -34,7 +34,7 @@ impl Communicator {
     #[inline]
     pub fn allreduce_into<T: Element>(&mut self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
         if input.len() != output.len() {
-            return Err(Error::argument(format!(
+            return self.refuse(Error::argument(format!(
                 "allreduce of {} elements into {}: input and output must be equally long",
                 input.len(),
                 output.len()

@@ -18,7 +18,7 @@ impl Communicator {
     /// [`Error::Argument`](crate::Error::Argument)(crate::Error::Argument) if there is no rank `root`; else as
     /// [`allreduce`](Self::allreduce).
     pub fn broadcast<T: Element>(&mut self, data: &mut [T], root: usize) -> Result<()> {
-        self.check_rank("broadcast root", root)?;
+        self.check_root("broadcast root", root)?;
         let piece = Piece::in_place(RawSlice::of_mut(data));
         self.run_on::<T>(Collective::Broadcast { root }, data.len(), piece)
     }

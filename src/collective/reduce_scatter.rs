@@ -1,29 +1,88 @@
 //! Reduce-scatter: every rank gets its block of the reduction of all ranks' elements.
 
 use crate::communicator::{Communicator, apart};
-use crate::engine::Collective;
+use crate::engine::{Collective, MAX_ROW};
 use crate::error::{Error, Result};
+use crate::plan::Span;
 use crate::tensor::{Element, ReduceOp};
 
 impl Communicator {
     /// Reduces `input` over all ranks and leaves block `rank` of the result in `output`.
     ///
-    /// `input` holds `size` blocks of `output.len()` elements.
+    /// `input` is cut into `size` blocks. If it does not come out even, the first `input.len() % size` ranks get one
+    /// element more; [`reduce_scatter_len`](Self::reduce_scatter_len) tells how many this rank gets.
     ///
     /// # Collective
-    /// Every rank calls it at the same place in its order, with the same type, length and `op`.
+    /// Every rank calls it at the same place in its order, with the same type, length of `input` and `op`.
     ///
     /// # Errors
     /// [`Error::Argument`] if the lengths do not fit; else as [`allreduce`](Self::allreduce).
     pub fn reduce_scatter<T: Element>(&mut self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
-        if output.len().checked_mul(self.size()) != Some(input.len()) {
-            return Err(Error::argument(format!(
-                "reduce_scatter of {} elements over {} ranks into {}: the input must hold size times the output",
-                input.len(),
+        self.reduce_scatter_rows(input, 1, output, op)
+    }
+
+    /// As [`reduce_scatter`](Self::reduce_scatter), for rows of `row` elements that stay whole: of a tensor whose first
+    /// dimension is `input.len() / row`, the first ranks get one row more if it does not come out even.
+    ///
+    /// ```
+    /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
+    /// let mut world = kolo.communicator()?;
+    /// let matrix = [1.0_f32; 3 * 4]; // three rows of four
+    /// let mut rows = vec![0.0; world.reduce_scatter_len(matrix.len(), 4)];
+    /// world.reduce_scatter_rows(&matrix, 4, &mut rows, kolo::ReduceOp::Sum)?;
+    /// assert_eq!(rows, [[2.0; 8].as_slice(), &[2.0; 4]][kolo.rank()]);
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Collective
+    /// As [`reduce_scatter`](Self::reduce_scatter), with the same `row`.
+    ///
+    /// # Errors
+    /// As [`reduce_scatter`](Self::reduce_scatter).
+    pub fn reduce_scatter_rows<T: Element>(
+        &mut self,
+        input: &[T],
+        row: usize,
+        output: &mut [T],
+        op: ReduceOp,
+    ) -> Result<()> {
+        if row == 0 || !input.len().is_multiple_of(row) {
+            let text = format!("reduce_scatter of {} elements in rows of {row}: pass whole rows", input.len());
+            return self.refuse(Error::argument(text));
+        }
+        // Where the rows come out even, their length does not matter.
+        let row = if (input.len() / row).is_multiple_of(self.size()) { 1 } else { row };
+        if row > MAX_ROW {
+            return self.refuse(Error::argument(format!(
+                "reduce_scatter of {} rows of {row} elements over {} ranks: rows longer than {MAX_ROW} must come out even; \
+                 pad the tensor to a multiple of {} rows",
+                input.len() / row,
                 self.size(),
-                output.len()
+                self.size()
             )));
         }
-        self.run_on::<T>(Collective::ReduceScatter(op), output.len(), apart(input, output))
+        let due = self.reduce_scatter_len(input.len(), row);
+        if output.len() != due {
+            return self.refuse(Error::argument(format!(
+                "reduce_scatter of {} elements over {} ranks into {}: rank {} gets {due}; see reduce_scatter_len",
+                input.len(),
+                self.size(),
+                output.len(),
+                self.rank()
+            )));
+        }
+        self.run_on::<T>(Collective::ReduceScatter { op, row }, input.len(), apart(input, output))
+    }
+
+    /// How many elements of a [`reduce_scatter_rows`](Self::reduce_scatter_rows) of `count` elements in rows of `row` this
+    /// rank gets. Local.
+    ///
+    /// # Panics
+    /// If `row` is zero.
+    #[must_use]
+    pub fn reduce_scatter_len(&self, count: usize, row: usize) -> usize {
+        Span::new(0, count).part(self.rank(), self.size(), row).len
     }
 }

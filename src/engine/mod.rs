@@ -30,7 +30,7 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use ground::{Built, Ground};
-pub(crate) use operation::{Collective, Operation, Pieces};
+pub(crate) use operation::{Collective, MAX_ROW, Move, Operation, Pieces};
 pub(crate) use team::Team;
 pub(crate) use wait::{Idle, Port, block};
 

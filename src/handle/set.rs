@@ -393,6 +393,7 @@ impl Core {
             prescale: batch.spec.prescale,
             postscale: batch.spec.postscale,
             pieces,
+            moves: None,
         };
         // From here on the end of the set ends them.
         parts.running = Some(Running { entries, moved: now, warned: false });

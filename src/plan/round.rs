@@ -10,6 +10,7 @@
 //! sides alike.
 
 use super::chain::Chain;
+use super::moves::PairMoves;
 use super::ring::Ring;
 use super::span::Span;
 use super::tree::Tree;
@@ -112,11 +113,12 @@ impl Round {
 }
 
 /// A schedule of the link plane, for one rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LinkPlan {
     Ring(Ring),
     Tree(Tree),
     Chain(Chain),
+    Pairs(PairMoves),
 }
 
 impl LinkPlan {
@@ -126,6 +128,7 @@ impl LinkPlan {
             Self::Ring(plan) => plan.rounds(),
             Self::Tree(plan) => plan.rounds(),
             Self::Chain(plan) => plan.rounds(),
+            Self::Pairs(plan) => plan.rounds(),
         }
     }
 
@@ -136,6 +139,7 @@ impl LinkPlan {
             Self::Ring(plan) => plan.round(index, round),
             Self::Tree(plan) => plan.round(index, round),
             Self::Chain(plan) => plan.round(index, round),
+            Self::Pairs(plan) => plan.round(index, round),
         }
     }
 }
@@ -149,6 +153,12 @@ impl From<Ring> for LinkPlan {
 impl From<Tree> for LinkPlan {
     fn from(plan: Tree) -> Self {
         Self::Tree(plan)
+    }
+}
+
+impl From<PairMoves> for LinkPlan {
+    fn from(plan: PairMoves) -> Self {
+        Self::Pairs(plan)
     }
 }
 

@@ -48,7 +48,7 @@ pub(crate) struct TwoLevel {
 }
 
 /// How a broadcast crosses hosts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Relay {
     /// The member of this host that has, or receives, the elements and packs them into its slot.
     pub(crate) representative: usize,
@@ -116,6 +116,14 @@ impl TwoLevel {
     pub(crate) fn host_plan(&self, count: usize, chunk: usize, align: usize) -> HostPlan {
         let op = HostOp::TwoShot { owners: self.owners };
         HostPlan::new(op, self.hosts[self.host].len(), self.member, count, chunk, align)
+    }
+
+    /// The same for a reduction that only the set rank `root` gets.
+    pub(crate) fn reduce_plan(&self, root: usize, count: usize, chunk: usize, align: usize) -> HostPlan {
+        let ranks = &self.hosts[self.host];
+        let root = ranks.iter().position(|&rank| rank == root);
+        let op = HostOp::Reduce { owners: self.owners, root };
+        HostPlan::new(op, ranks.len(), self.member, count, chunk, align)
     }
 
     /// This rank's schedule over its slice of `len` elements (of the chunk's `ReducePart`), or `None` if it owns no
@@ -318,7 +326,7 @@ mod tests {
                     assert!(speakers.contains(&root));
                     assert_eq!(relays.iter().filter(|relay| relay.link.is_some()).count(), sizes.len());
                     let links: Vec<LinkPlan> =
-                        speakers.iter().map(|&rank| relays[rank].link.expect("speaks")).collect();
+                        speakers.iter().map(|&rank| relays[rank].link.clone().expect("speaks")).collect();
                     let own = |host: usize, at| (speakers[host] == root).then(|| Element::of(root, at));
                     let (work, _) = run_links(&links, count, own, &mut chance);
                     for (host, members) in levels[0].hosts().iter().enumerate() {

@@ -1,0 +1,72 @@
+//! Scatter: every rank gets its block of one rank's elements.
+
+use super::blocks::room;
+use crate::communicator::{Communicator, apart};
+use crate::engine::{Collective, Move};
+use crate::error::{Error, Result};
+use crate::plan::moves::Moves;
+use crate::tensor::Element;
+
+impl Communicator {
+    /// Leaves block `rank` of the root's `input` in `output`. On the other ranks `input` is not looked at and may be
+    /// empty.
+    ///
+    /// # Collective
+    /// Every rank calls it at the same place in its order, with the same type, length of `output` and `root`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no rank `root`, or on the root if `input` does not hold `size` times `output`; else as
+    /// [`allreduce`](Self::allreduce).
+    pub fn scatter<T: Element>(&mut self, input: &[T], output: &mut [T], root: usize) -> Result<()> {
+        self.check_root("scatter root", root)?;
+        let is_root = self.rank() == root;
+        if is_root && output.len().checked_mul(self.size()) != Some(input.len()) {
+            return self.refuse(Error::argument(format!(
+                "scatter of {} elements to {} ranks with {} each: the input of the root must hold size times the output",
+                input.len(),
+                self.size(),
+                output.len()
+            )));
+        }
+        let piece = apart(if is_root { input } else { &[] }, output);
+        self.run_on::<T>(Collective::Move(Move::Scatter { root }), piece.output.len() / size_of::<T>(), piece)
+    }
+
+    /// Cuts the root's `input` into blocks of `counts` elements, one for each rank, and returns this rank's. On the other
+    /// ranks neither is looked at.
+    ///
+    /// # Collective
+    /// Every rank calls it at the same place in its order, with the same type and `root`. Counts may be zero.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no rank `root`, or on the root if there is not one count for each rank or they do not
+    /// add up to the input; [`Error::System`] if there is no memory for the block; else as [`allreduce`](Self::allreduce).
+    pub fn scatterv<T: Element>(&mut self, input: &[T], counts: &[usize], root: usize) -> Result<Vec<T>> {
+        self.check_root("scatter root", root)?;
+        let is_root = self.rank() == root;
+        if is_root {
+            self.check_counts("scatterv", counts, input.len())?;
+        }
+        let (mine, total) = self.scatter_sizes(root, T::DTYPE, counts)?;
+        let moves = Moves::scatter(self.size(), self.rank(), root, mine, total, if is_root { counts } else { &[] });
+        let mut data = match room(mine.len, "scatterv") {
+            Ok(data) => data,
+            Err(error) => return self.abandon(error),
+        };
+        self.move_blocks(Move::Scatter { root }, moves, if is_root { input } else { &[] }, &mut data)?;
+        Ok(data)
+    }
+
+    /// One count for each rank, which add up to the input.
+    pub(super) fn check_counts(&mut self, what: &str, counts: &[usize], input: usize) -> Result<()> {
+        let total = counts.iter().try_fold(0_usize, |sum, &count| sum.checked_add(count));
+        if counts.len() == self.size() && total == Some(input) {
+            return Ok(());
+        }
+        self.refuse(Error::argument(format!(
+            "{what} of {input} elements in blocks of {counts:?}: pass one count for each of the {} ranks, which add up to \
+             the input",
+            self.size()
+        )))
+    }
+}
