@@ -21,7 +21,6 @@ mod tensor;
 mod topology;
 mod transport;
 
-pub use collective::Blocks;
 pub use communicator::Communicator;
 pub use config::{Alias, Knob, knobs, knobs_help};
 pub use error::{Error, Failure, Mismatch, Result};
@@ -30,7 +29,7 @@ pub use handle::{Handle, Options, Scope, ScopedHandle, Waited};
 pub use plan::Algorithm;
 pub use process_set::ProcessSet;
 pub use runtime::{Builder, Kolo, init, run, threads};
-pub use tensor::{DType, Element, ReduceOp, SharedBuffer, Tensor};
+pub use tensor::{Blocks, DType, Element, ReduceOp, SharedBuffer, Tensor};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,11 +1,14 @@
 //! Allgather: every rank gets every rank's elements.
 
-use super::blocks::{Blocks, room};
+use super::uneven;
 use crate::communicator::{Communicator, apart};
-use crate::engine::{Collective, Move};
+use crate::coordinator::Kind;
+use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::plan::moves::Moves;
-use crate::tensor::Element;
+use crate::handle::{Call, Handle, Options};
+use crate::plan::moves::Move;
+use crate::process_set::ProcessSet;
+use crate::tensor::{Blocks, Element, Tensor};
 
 impl Communicator {
     /// Gathers `input` of every rank, in rank order, into `output`, which holds `size` times as many elements.
@@ -35,13 +38,36 @@ impl Communicator {
     /// # Errors
     /// [`Error::System`] if there is no memory for the blocks; else as [`allreduce`](Self::allreduce).
     pub fn allgatherv<T: Element>(&mut self, input: &[T]) -> Result<Blocks<T>> {
-        let counts = self.gather_sizes(Move::Allgather, T::DTYPE, input.len())?;
-        let moves = Moves::gather(&counts, self.rank(), None);
-        let mut data = match room(moves.output(), "allgatherv") {
-            Ok(data) => data,
-            Err(error) => return self.abandon(error),
-        };
-        self.move_blocks(Move::Allgather, moves, input, &mut data)?;
-        Ok(Blocks::new(data, counts))
+        self.uneven(Move::Allgather, vec![input.len()], input)
+    }
+}
+
+impl ProcessSet {
+    /// Gathers the tensor `name` of every rank, in rank order, on every rank of the set, and waits for it.
+    ///
+    /// # Collective
+    /// Every rank of the set submits the name, with the same type; in any order among names, from any thread. Lengths may
+    /// differ by rank and from call to call, and be zero.
+    ///
+    /// # Errors
+    /// As [`allreduce`](Self::allreduce).
+    pub fn allgather<T: Element>(&self, name: &str, data: &[T]) -> Result<Blocks<T>> {
+        let call = Call::slice(Kind::Move(Move::Allgather), data, Options::default());
+        uneven::blocking(&self.set, name, &call, data, vec![data.len()])
+    }
+
+    /// Begins to gather the tensor `name` of every rank on every rank of the set; the handle gives the blocks.
+    ///
+    /// # Collective
+    /// As [`allgather`](Self::allgather); all dimensions of the tensor but the first must be equal on every rank, too.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async).
+    pub fn allgather_async<B>(&self, name: &str, tensor: B) -> Result<Handle<Blocks<B::Element>>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        let counts = |elements| vec![elements];
+        uneven::begin(&self.set, name, Kind::Move(Move::Allgather), tensor, counts)
     }
 }

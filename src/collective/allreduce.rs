@@ -4,7 +4,7 @@ use crate::communicator::{Communicator, apart};
 use crate::coordinator::Kind;
 use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::handle::{Call, Handle, Options, Scope, ScopedHandle};
+use crate::handle::{Call, Handle, Memory, Options, Scope, ScopedHandle};
 use crate::process_set::ProcessSet;
 use crate::tensor::{Element, Piece, RawSlice, ReduceOp, Tensor};
 
@@ -70,9 +70,8 @@ impl ProcessSet {
         op: ReduceOp,
         options: &Options,
     ) -> Result<()> {
-        let kind = Kind::Allreduce { op };
-        let call = Call { kind, dtype: T::DTYPE, shape: vec![data.len()], options: *options };
-        self.set.blocking(name, call, RawSlice::of_mut(data))
+        let call = Call::slice(Kind::Allreduce { op }, data, *options);
+        self.set.blocking(name, &call, Memory::borrowed(Piece::in_place(RawSlice::of_mut(data))))
     }
 
     /// Begins to reduce the tensor `name`; the handle gives it back.
@@ -140,7 +139,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         op: ReduceOp,
         options: &Options,
     ) -> Result<ScopedHandle<'scope>> {
-        let call = Call { kind: Kind::Allreduce { op }, dtype: T::DTYPE, shape: vec![data.len()], options: *options };
-        self.begin(name, call, RawSlice::of_mut(data))
+        let call = Call::slice(Kind::Allreduce { op }, data, *options);
+        self.begin(name, &call, RawSlice::of_mut(data))
     }
 }

@@ -1,11 +1,14 @@
 //! All-to-all: every rank has a block for every rank.
 
-use super::blocks::{Blocks, room};
+use super::uneven;
 use crate::communicator::{Communicator, apart};
-use crate::engine::{Collective, Move};
+use crate::coordinator::Kind;
+use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::plan::moves::Moves;
-use crate::tensor::Element;
+use crate::handle::{Call, Handle, Options, row_of};
+use crate::plan::moves::Move;
+use crate::process_set::ProcessSet;
+use crate::tensor::{Blocks, Element, Tensor};
 
 impl Communicator {
     /// Sends block j of `input` to rank j, and leaves what rank i sent to this one in block i of `output`: the transpose
@@ -54,14 +57,44 @@ impl Communicator {
     /// there is no memory for the blocks; else as [`allreduce`](Self::allreduce).
     pub fn alltoallv<T: Element>(&mut self, input: &[T], counts: &[usize]) -> Result<Blocks<T>> {
         self.check_counts("alltoallv", counts, input.len())?;
-        let (theirs, inputs) = self.all_to_all_sizes(T::DTYPE, counts)?;
-        let received = theirs.iter().map(|block| block.len).collect();
-        let moves = Moves::all_to_all(self.rank(), inputs, &theirs, counts);
-        let mut data = match room(moves.output(), "alltoallv") {
-            Ok(data) => data,
-            Err(error) => return self.abandon(error),
-        };
-        self.move_blocks(Move::AllToAll, moves, input, &mut data)?;
-        Ok(Blocks::new(data, received))
+        self.uneven(Move::AllToAll, counts.to_vec(), input)
+    }
+}
+
+impl ProcessSet {
+    /// Cuts the tensor `name` into blocks of `counts` elements, sends block j to rank j of the set, waits, and returns the
+    /// blocks that the others sent to this rank.
+    ///
+    /// # Collective
+    /// Every rank of the set submits the name, with the same type; in any order among names, from any thread. Counts may
+    /// be zero and change from call to call; a rank may send or receive nothing.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is not one count for each rank or they do not add up to the tensor; else as
+    /// [`allreduce`](Self::allreduce).
+    pub fn alltoall<T: Element>(&self, name: &str, data: &[T], counts: &[usize]) -> Result<Blocks<T>> {
+        uneven::check_counts(&self.set, name, counts, data.len())?;
+        let call = Call::slice(Kind::Move(Move::AllToAll), data, Options::default());
+        uneven::blocking(&self.set, name, &call, data, counts.to_vec())
+    }
+
+    /// Begins an all-to-all of the tensor `name`, `rows[j]` of whose rows go to rank j of the set; the handle gives the blocks
+    /// that this rank gets.
+    ///
+    /// # Collective
+    /// As [`alltoall`](Self::alltoall); all dimensions of the tensor but the first must be equal on every rank, too.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async), and [`Error::Argument`] if there is not one count for each rank or
+    /// they do not add up to the first dimension.
+    pub fn alltoall_async<B>(&self, name: &str, tensor: B, rows: &[usize]) -> Result<Handle<Blocks<B::Element>>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        let shape = tensor.shape();
+        uneven::check_counts(&self.set, name, rows, shape.first().copied().unwrap_or(1))?;
+        let row = row_of(&shape);
+        let counts = |_| rows.iter().map(|rows| rows * row).collect();
+        uneven::begin(&self.set, name, Kind::Move(Move::AllToAll), tensor, counts)
     }
 }

@@ -1,11 +1,14 @@
 //! Gather: one rank gets every rank's block.
 
-use super::blocks::{Blocks, room};
+use super::uneven;
 use crate::communicator::{Communicator, apart};
-use crate::engine::{Collective, Move};
+use crate::coordinator::Kind;
+use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::plan::moves::Moves;
-use crate::tensor::Element;
+use crate::handle::{Call, Handle, Options};
+use crate::plan::moves::Move;
+use crate::process_set::ProcessSet;
+use crate::tensor::{Blocks, Element, Tensor};
 
 impl Communicator {
     /// Collects every rank's `input` in `output` on rank `root`, in rank order. On the other ranks `output` is not looked
@@ -43,15 +46,40 @@ impl Communicator {
     /// as [`allreduce`](Self::allreduce).
     pub fn gatherv<T: Element>(&mut self, input: &[T], root: usize) -> Result<Blocks<T>> {
         self.check_root("gather root", root)?;
-        let of = Move::Gather { root };
-        let counts = self.gather_sizes(of, T::DTYPE, input.len())?;
-        let moves = Moves::gather(&counts, self.rank(), Some(root));
-        let mut data = match room(moves.output(), "gatherv") {
-            Ok(data) => data,
-            Err(error) => return self.abandon(error),
-        };
-        self.move_blocks(of, moves, input, &mut data)?;
-        let counts = if self.rank() == root { counts } else { vec![0; counts.len()] };
-        Ok(Blocks::new(data, counts))
+        self.uneven(Move::Gather { root }, vec![input.len()], input)
+    }
+}
+
+impl ProcessSet {
+    /// Collects the tensor `name` of every rank on rank `root`, in rank order, and waits for it. The other ranks get empty
+    /// blocks.
+    ///
+    /// `root` is a global rank, also in a set that has its own numbers.
+    ///
+    /// # Collective
+    /// As [`allgather`](Self::allgather), with the same root.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `root` is not in the set; else as [`allreduce`](Self::allreduce).
+    pub fn gather<T: Element>(&self, name: &str, data: &[T], root: usize) -> Result<Blocks<T>> {
+        let root = self.set.root(name, "gather to", root)? as usize;
+        let call = Call::slice(Kind::Move(Move::Gather { root }), data, Options::default());
+        uneven::blocking(&self.set, name, &call, data, vec![data.len()])
+    }
+
+    /// Begins to collect the tensor `name` of every rank on rank `root`; the handle gives the blocks.
+    ///
+    /// # Collective
+    /// As [`gather`](Self::gather); all dimensions of the tensor but the first must be equal on every rank, too.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async), and [`Error::Argument`] if `root` is not in the set.
+    pub fn gather_async<B>(&self, name: &str, tensor: B, root: usize) -> Result<Handle<Blocks<B::Element>>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        let root = self.set.root(name, "gather to", root)? as usize;
+        let counts = |elements| vec![elements];
+        uneven::begin(&self.set, name, Kind::Move(Move::Gather { root }), tensor, counts)
     }
 }

@@ -4,13 +4,11 @@ mod allgather;
 mod allreduce;
 mod alltoall;
 mod barrier;
-mod blocks;
 mod broadcast;
 mod gather;
+mod group;
 mod point_to_point;
 mod reduce;
 mod reduce_scatter;
 mod scatter;
-mod sizes;
-
-pub use blocks::Blocks;
+mod uneven;

@@ -1,9 +1,12 @@
 //! Reduce: one rank gets the reduction of all ranks' elements.
 
 use crate::communicator::{Communicator, apart};
+use crate::coordinator::Kind;
 use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::tensor::{Element, Piece, RawSlice, ReduceOp};
+use crate::handle::{Call, Handle, Memory, Options};
+use crate::process_set::ProcessSet;
+use crate::tensor::{Element, Piece, RawSlice, ReduceOp, Tensor};
 
 impl Communicator {
     /// Reduces `data` over all ranks, in place, to rank `root`. On the other ranks `data` is left as it is.
@@ -41,5 +44,38 @@ impl Communicator {
         }
         let piece = apart(input, if is_root { output } else { &mut [] });
         self.run_on::<T>(Collective::Reduce { op, root }, input.len(), piece)
+    }
+}
+
+impl ProcessSet {
+    /// Reduces the tensor `name` over the set's ranks, in place, to rank `root`, and waits for it. On the other ranks `data`
+    /// is left as it is.
+    ///
+    /// `root` is a global rank, also in a set that has its own numbers.
+    ///
+    /// # Collective
+    /// As [`allreduce`](Self::allreduce), with the same root.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `root` is not in the set; else as [`allreduce`](Self::allreduce).
+    pub fn reduce<T: Element>(&self, name: &str, data: &mut [T], op: ReduceOp, root: usize) -> Result<()> {
+        let root = self.set.root(name, "reduce to", root)?;
+        let call = Call::slice(Kind::Reduce { op, root }, data, Options::default());
+        self.set.blocking(name, &call, Memory::borrowed(Piece::in_place(RawSlice::of_mut(data))))
+    }
+
+    /// Begins to reduce the tensor `name` to rank `root`; the handle gives it back, reduced on the root, as it was elsewhere.
+    ///
+    /// # Collective
+    /// As [`allreduce_async`](Self::allreduce_async), with the same root.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async), and [`Error::Argument`] if `root` is not in the set.
+    pub fn reduce_async<B>(&self, name: &str, tensor: B, op: ReduceOp, root: usize) -> Result<Handle<B>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        let root = self.set.root(name, "reduce to", root)?;
+        self.set.owned(name, Kind::Reduce { op, root }, tensor, Options::default())
     }
 }

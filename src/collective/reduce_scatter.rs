@@ -1,10 +1,15 @@
 //! Reduce-scatter: every rank gets its block of the reduction of all ranks' elements.
 
+use std::sync::Arc;
+
 use crate::communicator::{Communicator, apart};
+use crate::coordinator::Kind;
 use crate::engine::{Collective, MAX_ROW};
 use crate::error::{Error, Result};
+use crate::handle::{Call, Handle, Memory, Options, row_of};
 use crate::plan::Span;
-use crate::tensor::{Element, ReduceOp};
+use crate::process_set::ProcessSet;
+use crate::tensor::{Element, Hold, Piece, RawSlice, ReduceOp, Tensor, room};
 
 impl Communicator {
     /// Reduces `input` over all ranks and leaves block `rank` of the result in `output`.
@@ -84,5 +89,56 @@ impl Communicator {
     #[must_use]
     pub fn reduce_scatter_len(&self, count: usize, row: usize) -> usize {
         Span::new(0, count).part(self.rank(), self.size(), row).len
+    }
+}
+
+impl ProcessSet {
+    /// Reduces the tensor `name` over the set's ranks, waits, and returns this rank's block of the result.
+    ///
+    /// The tensor is cut into blocks, one for each rank of the set; if it does not come out even, the first ranks get one
+    /// element more.
+    ///
+    /// # Collective
+    /// As [`allreduce`](Self::allreduce).
+    ///
+    /// # Errors
+    /// As [`allreduce`](Self::allreduce).
+    pub fn reduce_scatter<T: Element>(&self, name: &str, data: &[T], op: ReduceOp) -> Result<Vec<T>> {
+        let call = Call::slice(Kind::ReduceScatter { op }, data, Options::default());
+        let (result, output) = self.block::<T>(data.len(), 1)?;
+        let piece = Piece { input: RawSlice::of(data), output };
+        self.set.blocking(name, &call, Memory::borrowed(piece))?;
+        result.take().ok_or_else(|| Error::Cancelled(name.into()))
+    }
+
+    /// Begins to reduce the tensor `name`; the handle gives this rank's rows of the result.
+    ///
+    /// Rows stay whole: of the first dimension each rank of the set gets an equal part, the first ones one row more if it does
+    /// not come out even.
+    ///
+    /// # Collective
+    /// As [`allreduce_async`](Self::allreduce_async).
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async).
+    pub fn reduce_scatter_async<B>(&self, name: &str, tensor: B, op: ReduceOp) -> Result<Handle<Vec<B::Element>>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        let shape = tensor.shape();
+        let row = row_of(&shape).max(1);
+        let call = Call::new(Kind::ReduceScatter { op }, B::Element::DTYPE, shape, Options::default());
+        let (hold, input) = Hold::new(tensor);
+        let (result, output) = self.block::<B::Element>(input.len() / B::Element::DTYPE.size(), row)?;
+        // Both live as long as the operation.
+        let keep: Arc<dyn Send + Sync> = Arc::new((hold, Arc::clone(&result)));
+        let memory = Memory { row, hold: Some(keep), ..Memory::borrowed(Piece { input, output }) };
+        self.set.handle(name, &call, memory, result)
+    }
+
+    /// Room for this rank's block of `count` elements in rows of `row`.
+    fn block<T: Element>(&self, count: usize, row: usize) -> Result<(Arc<Hold<Vec<T>>>, RawSlice)> {
+        let len = Span::new(0, count).part(self.rank(), self.size(), row).len;
+        room::<T>(len, "the block of a reduce_scatter").map(Hold::new)
     }
 }

@@ -1,11 +1,14 @@
 //! Scatter: every rank gets its block of one rank's elements.
 
-use super::blocks::room;
+use super::uneven;
 use crate::communicator::{Communicator, apart};
-use crate::engine::{Collective, Move};
+use crate::coordinator::Kind;
+use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::plan::moves::Moves;
-use crate::tensor::Element;
+use crate::handle::{Call, Options};
+use crate::plan::moves::Move;
+use crate::process_set::ProcessSet;
+use crate::tensor::{Blocks, Element};
 
 impl Communicator {
     /// Leaves block `rank` of the root's `input` in `output`. On the other ranks `input` is not looked at and may be
@@ -29,7 +32,8 @@ impl Communicator {
             )));
         }
         let piece = apart(if is_root { input } else { &[] }, output);
-        self.run_on::<T>(Collective::Move(Move::Scatter { root }), piece.output.len() / size_of::<T>(), piece)
+        let count = piece.output.len() / size_of::<T>();
+        self.run_on::<T>(Collective::Move(Move::Scatter { root }), count, piece)
     }
 
     /// Cuts the root's `input` into blocks of `counts` elements, one for each rank, and returns this rank's. On the other
@@ -47,14 +51,8 @@ impl Communicator {
         if is_root {
             self.check_counts("scatterv", counts, input.len())?;
         }
-        let (mine, total) = self.scatter_sizes(root, T::DTYPE, counts)?;
-        let moves = Moves::scatter(self.size(), self.rank(), root, mine, total, if is_root { counts } else { &[] });
-        let mut data = match room(mine.len, "scatterv") {
-            Ok(data) => data,
-            Err(error) => return self.abandon(error),
-        };
-        self.move_blocks(Move::Scatter { root }, moves, if is_root { input } else { &[] }, &mut data)?;
-        Ok(data)
+        let (counts, input) = if is_root { (counts.to_vec(), input) } else { (Vec::new(), &[][..]) };
+        self.uneven(Move::Scatter { root }, counts, input).map(Blocks::into_data)
     }
 
     /// One count for each rank, which add up to the input.
@@ -68,5 +66,29 @@ impl Communicator {
              the input",
             self.size()
         )))
+    }
+}
+
+impl ProcessSet {
+    /// Cuts the tensor `name` of rank `root` into blocks of `counts` elements, one for each rank of the set, waits, and
+    /// returns this rank's. On the other ranks neither is looked at.
+    ///
+    /// `root` is a global rank, also in a set that has its own numbers.
+    ///
+    /// # Collective
+    /// Every rank of the set submits the name, with the same type and root; in any order among names, from any thread.
+    /// Counts may be zero and change from call to call.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if `root` is not in the set, or on the root if there is not one count for each rank or they do
+    /// not add up to the tensor; else as [`allreduce`](Self::allreduce).
+    pub fn scatter<T: Element>(&self, name: &str, data: &[T], counts: &[usize], root: usize) -> Result<Vec<T>> {
+        let root = self.set.root(name, "scatter from", root)? as usize;
+        let (data, counts) = if self.rank() == root { (data, counts) } else { (&[][..], &[][..]) };
+        if self.rank() == root {
+            uneven::check_counts(&self.set, name, counts, data.len())?;
+        }
+        let call = Call::slice(Kind::Move(Move::Scatter { root }), data, Options::default());
+        uneven::blocking(&self.set, name, &call, data, counts.to_vec()).map(Blocks::into_data)
     }
 }

@@ -7,9 +7,9 @@ use super::channel::Run;
 use super::fold::Fold;
 use super::host::{HostRun, align};
 use super::inline::InlineRun;
-use super::operation::{Collective, Move, Operation};
+use super::operation::{Collective, Operation};
 use super::rounds::{RoundRun, Work};
-use crate::plan::moves::{Moves, PairMoves, SlotMoves};
+use crate::plan::moves::{Move, Moves, PairMoves, SlotMoves};
 use crate::plan::ring::Ring;
 use crate::plan::tree::Tree;
 use crate::plan::{Algorithm, HostOp, HostPlan, LinkPlan, SlotPlan, Span};
@@ -24,13 +24,11 @@ impl Channel {
         }
         let fold = |op| Some(Fold::new(operation.dtype, op, self.team.size(), operation.postscale));
         match operation.collective {
-            Collective::Allreduce(op) | Collective::Logged { op: Some(op), .. } => {
+            Collective::Allreduce(op) => {
                 let fold = fold(op);
                 self.allreduce(operation, print, fold)
             }
-            Collective::Broadcast { root } | Collective::Logged { op: None, root, .. } => {
-                self.broadcast(operation, print, root)
-            }
+            Collective::Broadcast { root } => self.broadcast(operation, print, root),
             Collective::Allgather | Collective::Sizes { of: Move::Allgather | Move::Gather { .. }, .. } => {
                 self.allgather(operation, print)
             }

@@ -28,7 +28,7 @@ impl InlineRun {
     pub(super) fn fits(operation: &Operation) -> bool {
         match operation.collective {
             Collective::Barrier | Collective::Refused => true,
-            Collective::Allreduce(_) | Collective::Reduce { .. } | Collective::Logged { op: Some(_), .. } => {
+            Collective::Allreduce(_) | Collective::Reduce { .. } => {
                 operation.count <= WORDS * 8 / operation.dtype.size()
             }
             _ => false,

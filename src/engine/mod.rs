@@ -20,6 +20,7 @@ mod rounds;
 mod routes;
 #[cfg(test)]
 mod seeded;
+mod sizing;
 mod slice;
 mod team;
 #[cfg(test)]
@@ -30,7 +31,8 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use ground::{Built, Ground};
-pub(crate) use operation::{Collective, MAX_ROW, Move, Operation, Pieces};
+pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces};
+pub(crate) use sizing::Sizing;
 pub(crate) use team::Team;
 pub(crate) use wait::{Idle, Port, block};
 

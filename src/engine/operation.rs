@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::plan::moves::Moves;
+use crate::plan::moves::{Move, Moves};
 use crate::tensor::{DType, Piece, ReduceOp};
 use crate::transport::shm::Fingerprint;
 
@@ -37,34 +37,6 @@ pub(crate) enum Collective {
     Barrier,
     /// The place of a call that this rank could not make.
     Refused,
-    /// The batch that entry `index` of the decision log names. The log has agreed everything else already.
-    Logged {
-        index: u32,
-        op: Option<ReduceOp>,
-        root: usize,
-    },
-}
-
-/// Blocks that change places, with nothing reduced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Move {
-    /// Everybody's block to everybody.
-    Allgather,
-    /// Everybody's block to the root.
-    Gather { root: usize },
-    /// Block i of the root to rank i.
-    Scatter { root: usize },
-    /// Block j of rank i to rank j.
-    AllToAll,
-}
-
-impl Move {
-    fn root(self) -> usize {
-        match self {
-            Self::Gather { root } | Self::Scatter { root } => root,
-            Self::Allgather | Self::AllToAll => 0,
-        }
-    }
 }
 
 /// One collective over one or more tensors of one type, as if they were one long tensor.
@@ -77,6 +49,8 @@ pub(crate) struct Operation {
     pub(crate) prescale: f64,
     pub(crate) postscale: f64,
     pub(crate) pieces: Pieces,
+    /// The entry of the decision log that names it, if one does: the log has agreed everything else already.
+    pub(crate) logged: Option<u64>,
     /// Who gets what, if the blocks are not of `count` elements each.
     pub(crate) moves: Option<Arc<Moves>>,
 }
@@ -105,7 +79,7 @@ impl Operation {
     /// An operation on one tensor, without scale factors.
     pub(crate) fn new(collective: Collective, dtype: DType, count: usize, piece: Option<Piece>) -> Self {
         let pieces = piece.map_or(Pieces::None, |piece| Pieces::One([piece]));
-        Self { collective, dtype, count, prescale: 1.0, postscale: 1.0, pieces, moves: None }
+        Self { collective, dtype, count, prescale: 1.0, postscale: 1.0, pieces, logged: None, moves: None }
     }
 
     /// How elements combine, for those collectives that combine them.
@@ -114,7 +88,6 @@ impl Operation {
             Collective::Allreduce(op) | Collective::ReduceScatter { op, .. } | Collective::Reduce { op, .. } => {
                 Some(op)
             }
-            Collective::Logged { op, .. } => op,
             Collective::Broadcast { .. }
             | Collective::Allgather
             | Collective::Move(_)
@@ -145,6 +118,9 @@ const EVEN: u8 = 0;
 const SIZES: u8 = 1;
 const SIZED: u8 = 2;
 
+/// The kind of whatever a log entry names.
+const BATCH: u8 = 6;
+
 /// The index of a kind in KINDS, plus one: zero means that nothing was announced.
 fn kind_of(of: Move) -> u8 {
     match of {
@@ -164,6 +140,9 @@ pub(crate) const MAX_ROW: usize = (1 << 24) - 1;
 pub(super) fn fingerprint(sequence: u32, operation: &Operation) -> Fingerprint {
     let dtype = operation.dtype as u8;
     let count = operation.count as u64;
+    if let Some(index) = operation.logged {
+        return Fingerprint::new(sequence, BATCH, 0, 0, EVEN, index & ((1 << 48) - 1), 0);
+    }
     let (kind, dtype, op, flags, count, root) = match operation.collective {
         Collective::Allreduce(op) => (1, dtype, op as u8, EVEN, count, 0),
         Collective::Broadcast { root } => (2, dtype, 0, EVEN, count, root as u16),
@@ -172,7 +151,6 @@ pub(super) fn fingerprint(sequence: u32, operation: &Operation) -> Fingerprint {
         Collective::ReduceScatter { op, row } => (4, dtype, op as u8, (row >> 16) as u8, count, row as u16),
         Collective::Barrier => (5, 0, 0, EVEN, 0, 0),
         Collective::Refused => (11, 0, 0, EVEN, 0, 0),
-        Collective::Logged { index, .. } => (6, 0, 0, EVEN, u64::from(index), 0),
         Collective::Reduce { op, root } => (7, dtype, op as u8, EVEN, count, root as u16),
         Collective::Move(of) => (kind_of(of), dtype, 0, EVEN, count, of.root() as u16),
         Collective::Sizes { of, dtype, row } => (kind_of(of), dtype as u8, 0, SIZES, row as u64, of.root() as u16),

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use super::testing::{Random, Shape, assert_moves};
-use super::{Channel, Collective, Move, Operation, Pieces, Step};
+use super::{Channel, Collective, Operation, Pieces, Step};
 use crate::error::{Error, Result};
-use crate::plan::moves::Moves;
+use crate::plan::moves::{Move, Moves};
 use crate::plan::{Algorithm, Span};
 use crate::tensor::{DType, Piece, RawSlice, ReduceOp};
 use crate::{bf16, f16};

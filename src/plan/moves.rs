@@ -16,6 +16,29 @@ use super::direct::{ChunkSteps, UnpackAfter};
 use super::round::{Combine, Round, Values};
 use super::span::Span;
 
+/// Blocks that change places, with nothing reduced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Move {
+    /// Everybody's block to everybody.
+    Allgather,
+    /// Everybody's block to the root.
+    Gather { root: usize },
+    /// Block i of the root to rank i.
+    Scatter { root: usize },
+    /// Block j of rank i to rank j.
+    AllToAll,
+}
+
+impl Move {
+    /// The root's rank; 0 where there is none.
+    pub(crate) fn root(self) -> usize {
+        match self {
+            Self::Gather { root } | Self::Scatter { root } => root,
+            Self::Allgather | Self::AllToAll => 0,
+        }
+    }
+}
+
 /// What one rank gets of another's input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Block {

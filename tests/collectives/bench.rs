@@ -335,9 +335,11 @@ impl<'a> Bench<'a> {
         // What each rank has for each; some have nothing, for some or for all.
         let counts: Vec<Vec<usize>> = (0..ranks)
             .map(|_| {
-                let nothing = random.next() % 4 == 0;
+                let nothing = random.next().is_multiple_of(4);
                 (0..ranks)
-                    .map(|_| if nothing || random.next() % 3 == 0 { 0 } else { random.next() as usize % (most + 1) })
+                    .map(|_| {
+                        if nothing || random.next().is_multiple_of(3) { 0 } else { random.next() as usize % (most + 1) }
+                    })
                     .collect()
             })
             .collect();

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use super::Element;
 use crate::error::{Error, Result};
-use crate::tensor::Element;
 
 /// One block of elements from each rank, end to end in rank order. Blocks may be empty.
 ///
