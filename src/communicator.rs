@@ -4,17 +4,18 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Built, Channel, Collective, Ground, Operation, block};
+use crate::engine::{Built, Channel, Collective, Ground, Operation, Step, block};
 use crate::error::{Error, Result};
 use crate::plan::Algorithm;
-use crate::tensor::{Element, Piece, RawSlice};
+use crate::tensor::{DType, Element, NOT_IN_PARTS, Piece, RawSlice, ReduceOp, Reducible};
 use crate::transport::Link;
 
 /// A group of ranks that call the same collectives in the same order.
 ///
 /// No names and no negotiation: a call starts moving data at once. The operation's kind, type, count and root travel with
 /// its first flag, so ranks that disagree get [`Error::Mismatch`] with every rank's view, before data moves, and the
-/// communicator stays usable. Between hosts a mismatch ends the communicator with [`Error::Poisoned`], naming both
+/// communicator stays usable. A call with a wrong argument is an error on its rank at once, and takes its turn in the order:
+/// the ranks that make the call get the same [`Error::Mismatch`]. Between hosts a mismatch ends the communicator with [`Error::Poisoned`], naming both
 /// views; where ranks then wait for messages that nobody means to send, as for two broadcasts with different roots, it
 /// takes until the deadline.
 ///
@@ -39,6 +40,8 @@ pub struct Communicator {
     pub(crate) user: Box<dyn Link>,
     /// Where messages are put together and taken apart.
     pub(crate) scratch: Vec<u8>,
+    /// Whether the operation in flight is the place of a call that was refused.
+    refused: bool,
 }
 
 impl fmt::Debug for Communicator {
@@ -50,7 +53,7 @@ impl fmt::Debug for Communicator {
 
 impl Communicator {
     pub(crate) fn new(ground: Arc<Ground>, built: Built) -> Self {
-        Self { ground, channel: built.channel, user: built.user, scratch: Vec::new() }
+        Self { ground, channel: built.channel, user: built.user, scratch: Vec::new(), refused: false }
     }
 
     /// This rank's index in the communicator.
@@ -76,7 +79,8 @@ impl Communicator {
     pub fn dup(&mut self) -> Result<Self> {
         let ground = Arc::clone(&self.ground);
         let ranks = self.channel.team().globals().to_vec();
-        let built = ground.build(ranks, false, &mut |bytes| self.gather(bytes))?;
+        let built = ground
+            .build(ranks, false, &mut |bytes| Ok(self.allgatherv(bytes)?.iter().map(<[u8]>::to_vec).collect()))?;
         Ok(Self::new(ground, built))
     }
 
@@ -95,7 +99,16 @@ impl Communicator {
     /// Runs one operation to its end in the caller's thread.
     #[inline]
     pub(crate) fn run(&mut self, operation: Operation) -> Result<()> {
+        if self.refused {
+            self.settle_refusal()?;
+        }
         self.channel.begin(operation)?;
+        self.drive()
+    }
+
+    /// Drives the operation in flight to its end.
+    #[inline]
+    fn drive(&mut self) -> Result<()> {
         let port = Arc::clone(self.channel.port());
         let missing = |channel: &Channel| (channel.describe(), channel.missing());
         let result = block(&port, &mut self.channel, Channel::poll, Channel::expects_messages, missing);
@@ -115,32 +128,68 @@ impl Communicator {
         }
     }
 
-    /// One message of every rank, in rank order.
-    pub(crate) fn gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let mut lengths = vec![0_u64; self.size()];
-        self.allgather(&[bytes.len() as u64], &mut lengths)?;
-        let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
-        let mut padded = bytes.to_vec();
-        padded.resize(longest, 0);
-        let mut all = vec![0_u8; longest * self.size()];
-        self.allgather(&padded, &mut all)?;
-        let parts = lengths.iter().enumerate();
-        Ok(parts.map(|(rank, &len)| all[rank * longest..][..len as usize].to_vec()).collect())
-    }
-
     /// Runs an operation on one tensor.
     #[inline]
     pub(crate) fn run_on<T: Element>(&mut self, collective: Collective, count: usize, piece: Piece) -> Result<()> {
         self.run(Operation::new(collective, T::DTYPE, count, Some(piece)))
     }
 
-    /// A rank of this communicator, or the error that says which there are.
-    pub(crate) fn check_rank(&self, what: &str, rank: usize) -> Result<()> {
-        if rank < self.size() {
+    /// Takes this rank's turn with a call that it cannot make, so that the peers, who make it, hear of it now and not at the
+    /// deadline: they get an [`Error::Mismatch`]. Returns `error` at once; the next call waits for the peers to come by.
+    #[cold]
+    pub(crate) fn refuse<R>(&mut self, error: Error) -> Result<R> {
+        self.settle_refusal()?;
+        self.channel.begin(Operation::new(Collective::Refused, DType::U8, 0, None))?;
+        self.refused = true;
+        match self.channel.poll() {
+            Ok(Step::Progress | Step::Pending) => {}
+            Err(failed @ Error::Failed(_)) => return Err(failed),
+            // What a mismatch is for has happened; of anything else the next call hears as well.
+            Ok(Step::Ready(())) | Err(_) => self.refused = false,
+        }
+        Err(error)
+    }
+
+    /// Waits until a refused call has had its turn.
+    fn settle_refusal(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.refused) {
             return Ok(());
         }
+        match self.drive() {
+            // That is what the others were to get.
+            Err(Error::Mismatch(_)) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// The operation takes the type, or the call is refused.
+    #[inline]
+    pub(crate) fn check_op<T: Reducible>(&mut self, op: ReduceOp) -> Result<()> {
+        if op.takes(T::DTYPE) { Ok(()) } else { self.refuse_op(op.refusal(T::DTYPE)) }
+    }
+
+    /// The same where ranks get parts of the result, or not all of them get it.
+    pub(crate) fn check_part<T: Reducible>(&mut self, op: ReduceOp) -> Result<()> {
+        if op == ReduceOp::Adasum {
+            return self.refuse_op(Some(NOT_IN_PARTS.to_owned()));
+        }
+        self.check_op::<T>(op)
+    }
+
+    #[cold]
+    fn refuse_op(&mut self, reason: Option<String>) -> Result<()> {
+        self.refuse(Error::argument(reason.unwrap_or_default()))
+    }
+
+    /// The root of a collective is a rank of this communicator, or the call is refused.
+    pub(crate) fn check_root(&mut self, what: &str, root: usize) -> Result<()> {
+        if root < self.size() { Ok(()) } else { self.refuse(self.no_rank(what, root)) }
+    }
+
+    /// What is wrong with `rank`.
+    pub(crate) fn no_rank(&self, what: &str, rank: usize) -> Error {
         let last = self.size() - 1;
-        Err(Error::argument(format!("{what} {rank} is not a rank of this communicator; its ranks are 0 to {last}")))
+        Error::argument(format!("{what} {rank} is not a rank of this communicator; its ranks are 0 to {last}"))
     }
 }
 

@@ -29,7 +29,7 @@ pub use handle::{Handle, Options, Scope, ScopedHandle, Waited};
 pub use plan::Algorithm;
 pub use process_set::ProcessSet;
 pub use runtime::{Builder, Kolo, init, run, threads};
-pub use tensor::{DType, Element, ReduceOp, Reducible, SharedBuffer, Tensor};
+pub use tensor::{Blocks, DType, Element, ReduceOp, Reducible, SharedBuffer, Tensor};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -104,6 +104,13 @@ mpi_test!(
             world.allreduce(&mut ones, ReduceOp::Sum)?;
             assert_eq!(ones, [kolo.size() as i32; 100]);
         }
+        // Groups.
+        let mut group = [input(me, 1), input(me, 4), input(me, 2)];
+        world.allreduce_group(&mut group.each_mut().map(|tensor| &mut tensor[..]), ReduceOp::Adasum)?;
+        assert!(group.iter().zip([1, 4, 2]).all(|(tensor, at)| *tensor == fused[at]), "a group by order");
+        let mut group = [input(me, 1), input(me, 4), input(me, 2)];
+        kolo.allreduce_group("group", &mut group.each_mut().map(|tensor| &mut tensor[..]), ReduceOp::Adasum)?;
+        assert!(group.iter().zip([1, 4, 2]).all(|(tensor, at)| *tensor == fused[at]), "a named group");
     }
 );
 
@@ -145,6 +152,18 @@ mpi_test!(mistakes, np = [1, 2, 3], hosts = ["1,1"], |kolo| {
     assert!(found.contains("use allreduce"), "{found}");
     let found = text(kolo.allreduce("x", &mut [1_u8], ReduceOp::Adasum));
     assert!(found.contains("'x': adasum does not take u8"), "{found}");
+    // Tensors that are cut elsewhere are other tensors.
+    if kolo.local_size() == kolo.size() && kolo.size() > 1 {
+        let mut data = [1.0_f32; 10];
+        let (left, right) = data.split_at_mut(if kolo.rank() == 0 { 3 } else { 4 });
+        match world.allreduce_group(&mut [left, right], ReduceOp::Adasum) {
+            Err(Error::Mismatch(mismatch)) => assert_ne!(mismatch.views[0].1, mismatch.views[1].1, "{mismatch}"),
+            other => panic!("{other:?}"),
+        }
+        let (left, right) = data.split_at_mut(5);
+        world.allreduce_group(&mut [left, right], ReduceOp::Adasum)?;
+        assert_eq!(data, [1.0; 10], "of equals, the same");
+    }
     let mut data = [2.0_f64; 3];
     kolo.allreduce("x", &mut data, ReduceOp::Adasum)?;
     assert_eq!(data, [2.0; 3], "of equals, the same");

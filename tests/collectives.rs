@@ -46,6 +46,7 @@ mpi_test!(
         each_type!(bench.allreduce);
         let allreduces = bench.cases;
         each_type!(bench.others);
+        each_type!(bench.blocks);
         bench.bools()?;
         if kolo.rank() == 0 {
             let others = bench.cases - allreduces;

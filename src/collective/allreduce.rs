@@ -4,7 +4,7 @@ use crate::communicator::{Communicator, apart};
 use crate::coordinator::Kind;
 use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::handle::{Call, Handle, Options, Scope, ScopedHandle};
+use crate::handle::{Call, Handle, Memory, Options, Scope, ScopedHandle};
 use crate::process_set::ProcessSet;
 use crate::tensor::{Piece, RawSlice, ReduceOp, Reducible, Tensor};
 
@@ -21,7 +21,7 @@ impl Communicator {
     /// first failure of the job; [`Error::Timeout`] at the deadline.
     #[inline]
     pub fn allreduce<T: Reducible>(&mut self, data: &mut [T], op: ReduceOp) -> Result<()> {
-        op.check(T::DTYPE)?;
+        self.check_op::<T>(op)?;
         let piece = Piece::in_place(RawSlice::of_mut(data));
         self.run_on::<T>(Collective::Allreduce(op), data.len(), piece)
     }
@@ -36,13 +36,13 @@ impl Communicator {
     #[inline]
     pub fn allreduce_into<T: Reducible>(&mut self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
         if input.len() != output.len() {
-            return Err(Error::argument(format!(
+            return self.refuse(Error::argument(format!(
                 "allreduce of {} elements into {}: input and output must be equally long",
                 input.len(),
                 output.len()
             )));
         }
-        op.check(T::DTYPE)?;
+        self.check_op::<T>(op)?;
         self.run_on::<T>(Collective::Allreduce(op), input.len(), apart(input, output))
     }
 }
@@ -74,9 +74,8 @@ impl ProcessSet {
         op: ReduceOp,
         options: &Options,
     ) -> Result<()> {
-        let kind = Kind::Allreduce { op };
-        let call = Call { kind, dtype: T::DTYPE, shape: vec![data.len()], options: *options };
-        self.set.blocking(name, call, RawSlice::of_mut(data))
+        let call = Call::slice(Kind::Allreduce { op }, data, *options);
+        self.set.blocking(name, &call, Memory::borrowed(Piece::in_place(RawSlice::of_mut(data))))
     }
 
     /// Begins to reduce the tensor `name`; the handle gives it back.
@@ -144,7 +143,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         op: ReduceOp,
         options: &Options,
     ) -> Result<ScopedHandle<'scope>> {
-        let call = Call { kind: Kind::Allreduce { op }, dtype: T::DTYPE, shape: vec![data.len()], options: *options };
-        self.begin(name, call, RawSlice::of_mut(data))
+        let call = Call::slice(Kind::Allreduce { op }, data, *options);
+        self.begin(name, &call, RawSlice::of_mut(data))
     }
 }

@@ -2,9 +2,10 @@
 
 use crate::communicator::Communicator;
 
+use crate::coordinator::Kind;
 use crate::engine::Collective;
 use crate::error::Result;
-use crate::handle::{Call, Handle, Options, Scope, ScopedHandle};
+use crate::handle::{Call, Handle, Memory, Options, Scope, ScopedHandle};
 use crate::process_set::ProcessSet;
 use crate::tensor::{Element, Piece, RawSlice, Tensor};
 
@@ -18,7 +19,7 @@ impl Communicator {
     /// [`Error::Argument`](crate::Error::Argument)(crate::Error::Argument) if there is no rank `root`; else as
     /// [`allreduce`](Self::allreduce).
     pub fn broadcast<T: Element>(&mut self, data: &mut [T], root: usize) -> Result<()> {
-        self.check_rank("broadcast root", root)?;
+        self.check_root("broadcast root", root)?;
         let piece = Piece::in_place(RawSlice::of_mut(data));
         self.run_on::<T>(Collective::Broadcast { root }, data.len(), piece)
     }
@@ -36,9 +37,9 @@ impl ProcessSet {
     /// # Errors
     /// [`Error::Argument`](crate::Error::Argument) if `root` is not in the set; else as [`allreduce`](Self::allreduce).
     pub fn broadcast<T: Element>(&self, name: &str, data: &mut [T], root: usize) -> Result<()> {
-        let kind = self.set.broadcast_from(name, root)?;
-        let call = Call { kind, dtype: T::DTYPE, shape: vec![data.len()], options: Options::default() };
-        self.set.blocking(name, call, RawSlice::of_mut(data))
+        let kind = Kind::Broadcast { root: self.set.root(name, "broadcast from", root)? };
+        let call = Call::slice(kind, data, Options::default());
+        self.set.blocking(name, &call, Memory::borrowed(Piece::in_place(RawSlice::of_mut(data))))
     }
 
     /// Begins to copy the tensor `name` of rank `root` to every rank of the set; the handle gives it back.
@@ -52,7 +53,7 @@ impl ProcessSet {
     where
         B: Tensor + Send + 'static,
     {
-        let kind = self.set.broadcast_from(name, root)?;
+        let kind = Kind::Broadcast { root: self.set.root(name, "broadcast from", root)? };
         self.set.owned(name, kind, tensor, Options::default())
     }
 }
@@ -71,8 +72,8 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         data: &'env mut [T],
         root: usize,
     ) -> Result<ScopedHandle<'scope>> {
-        let kind = self.set.broadcast_from(name, root)?;
-        let call = Call { kind, dtype: T::DTYPE, shape: vec![data.len()], options: Options::default() };
-        self.begin(name, call, RawSlice::of_mut(data))
+        let kind = Kind::Broadcast { root: self.set.root(name, "broadcast from", root)? };
+        let call = Call::slice(kind, data, Options::default());
+        self.begin(name, &call, RawSlice::of_mut(data))
     }
 }

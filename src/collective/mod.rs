@@ -2,7 +2,13 @@
 
 mod allgather;
 mod allreduce;
+mod alltoall;
 mod barrier;
 mod broadcast;
+mod gather;
+mod group;
 mod point_to_point;
+mod reduce;
 mod reduce_scatter;
+mod scatter;
+mod uneven;

@@ -123,7 +123,9 @@ impl Communicator {
     }
 
     fn check_peer(&self, what: &str, peer: usize) -> Result<()> {
-        self.check_rank(what, peer)?;
+        if peer >= self.size() {
+            return Err(self.no_rank(what, peer));
+        }
         if peer == self.rank() {
             return Err(Error::argument(format!("{what} {peer}: that is this rank itself; copy the data instead")));
         }

@@ -274,7 +274,8 @@ impl Coordinator {
                 _ => continue,
             };
             // The newest batch of this spec: older ones are full.
-            if let Some(batch) = open.iter_mut().rev().find(|batch| batch.spec == spec)
+            if spec.kind.fuses()
+                && let Some(batch) = open.iter_mut().rev().find(|batch| batch.spec == spec)
                 && batch.bytes.saturating_add(bytes) <= self.params.fusion_bytes
             {
                 batch.bytes += bytes;

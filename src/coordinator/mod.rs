@@ -30,7 +30,7 @@ use std::time::Duration;
 #[cfg(test)]
 pub(crate) use api::MAX_FRAME;
 pub(crate) use api::{Action, Batch, BatchItem, Event, Params, Ticket, Topology};
-pub(crate) use request::{Device, Kind, Request, Spec};
+pub(crate) use request::{Device, Group, Kind, Request, Spec};
 
 use crate::error::{Error, Result};
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::wire::{Put, Take};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, ReduceOp};
+use crate::plan::moves::Move;
+use crate::tensor::{DType, NOT_IN_PARTS, ReduceOp};
 
 /// The longest name in bytes.
 pub(crate) const MAX_NAME: usize = 512;
@@ -29,9 +30,62 @@ pub(crate) enum Kind {
         /// The root's set rank.
         root: u32,
     },
+    /// The root gets the reduction of all.
+    Reduce {
+        /// How elements become one.
+        op: ReduceOp,
+        /// The root's set rank.
+        root: u32,
+    },
+    /// Everyone gets its rows of the reduction of all.
+    ReduceScatter {
+        /// How elements become one.
+        op: ReduceOp,
+    },
+    /// Rows change places; how many, each rank decides for itself.
+    Move(Move),
 }
 
 impl Kind {
+    /// The root's set rank, if there is one.
+    pub(crate) fn root(self) -> Option<u32> {
+        match self {
+            Self::Broadcast { root } | Self::Reduce { root, .. } => Some(root),
+            Self::Move(Move::Gather { root } | Move::Scatter { root }) => Some(root as u32),
+            Self::Allreduce { .. } | Self::ReduceScatter { .. } | Self::Move(Move::Allgather | Move::AllToAll) => None,
+        }
+    }
+
+    /// Whether there is such an operation on elements of `dtype`.
+    fn takes(self, dtype: DType) -> bool {
+        match self {
+            Self::Allreduce { op } => op.takes(dtype),
+            Self::Reduce { op, .. } | Self::ReduceScatter { op } => op != ReduceOp::Adasum && op.takes(dtype),
+            Self::Broadcast { .. } | Self::Move(_) => true,
+        }
+    }
+
+    /// What to say if there is none.
+    fn refusal(self, dtype: DType) -> Option<String> {
+        match self {
+            Self::Reduce { op: ReduceOp::Adasum, .. } | Self::ReduceScatter { op: ReduceOp::Adasum } => {
+                Some(NOT_IN_PARTS.to_owned())
+            }
+            Self::Allreduce { op } | Self::Reduce { op, .. } | Self::ReduceScatter { op } => op.refusal(dtype),
+            Self::Broadcast { .. } | Self::Move(_) => None,
+        }
+    }
+
+    /// Whether tensors of this kind may be laid end to end and run as one.
+    pub(crate) fn fuses(self) -> bool {
+        matches!(self, Self::Allreduce { .. } | Self::Broadcast { .. } | Self::Reduce { .. })
+    }
+
+    /// Whether ranks may differ in the first dimension. Requests then carry zero for it.
+    pub(crate) fn has_own_rows(self) -> bool {
+        matches!(self, Self::Move(_))
+    }
+
     fn encode(self, out: &mut Vec<u8>) {
         match self {
             Self::Allreduce { op } => {
@@ -42,6 +96,25 @@ impl Kind {
                 out.u8(2);
                 out.varint(root.into());
             }
+            Self::Reduce { op, root } => {
+                out.u8(3);
+                out.u8(op as u8);
+                out.varint(root.into());
+            }
+            Self::ReduceScatter { op } => {
+                out.u8(4);
+                out.u8(op as u8);
+            }
+            Self::Move(Move::Allgather) => out.u8(5),
+            Self::Move(Move::Gather { root }) => {
+                out.u8(6);
+                out.varint(root as u64);
+            }
+            Self::Move(Move::Scatter { root }) => {
+                out.u8(7);
+                out.varint(root as u64);
+            }
+            Self::Move(Move::AllToAll) => out.u8(8),
         }
     }
 
@@ -49,6 +122,12 @@ impl Kind {
         match take.u8()? {
             1 => Some(Self::Allreduce { op: ReduceOp::from_code(take.u8()?)? }),
             2 => Some(Self::Broadcast { root: take.u32()? }),
+            3 => Some(Self::Reduce { op: ReduceOp::from_code(take.u8()?)?, root: take.u32()? }),
+            4 => Some(Self::ReduceScatter { op: ReduceOp::from_code(take.u8()?)? }),
+            5 => Some(Self::Move(Move::Allgather)),
+            6 => Some(Self::Move(Move::Gather { root: take.u32()? as usize })),
+            7 => Some(Self::Move(Move::Scatter { root: take.u32()? as usize })),
+            8 => Some(Self::Move(Move::AllToAll)),
             _ => None,
         }
     }
@@ -59,6 +138,12 @@ impl fmt::Display for Kind {
         match self {
             Self::Allreduce { op } => write!(f, "allreduce {op}"),
             Self::Broadcast { root } => write!(f, "broadcast from {root}"),
+            Self::Reduce { op, root } => write!(f, "reduce {op} to {root}"),
+            Self::ReduceScatter { op } => write!(f, "reduce_scatter {op}"),
+            Self::Move(Move::Allgather) => f.write_str("allgather"),
+            Self::Move(Move::Gather { root }) => write!(f, "gather to {root}"),
+            Self::Move(Move::Scatter { root }) => write!(f, "scatter from {root}"),
+            Self::Move(Move::AllToAll) => f.write_str("alltoall"),
         }
     }
 }
@@ -107,8 +192,31 @@ pub(crate) struct Request {
     pub(crate) name: Arc<str>,
     /// Collective, type, device, factors.
     pub(crate) spec: Spec,
-    /// The dimensions; empty is a scalar, a zero among them an empty tensor.
+    /// The dimensions; empty is a scalar, a zero among them an empty tensor. Of a group: the number of all elements.
     pub(crate) shape: Vec<usize>,
+    /// The tensors of a group.
+    pub(crate) group: Option<Group>,
+}
+
+/// Tensors that are one operation under one name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    /// How many.
+    pub(crate) tensors: u32,
+    /// A digest of all their shapes: a frame has no room for hundreds of them.
+    pub(crate) digest: u64,
+}
+
+impl Group {
+    /// The group of tensors of these shapes.
+    pub(crate) fn of(shapes: &[Vec<usize>]) -> Self {
+        // FNV-1a over every number; each shape is led by its length.
+        let numbers = shapes.iter().flat_map(|shape| std::iter::once(shape.len()).chain(shape.iter().copied()));
+        let digest = numbers
+            .flat_map(|number| (number as u64).to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        Self { tensors: shapes.len() as u32, digest }
+    }
 }
 
 impl Request {
@@ -120,6 +228,7 @@ impl Request {
             name: name.into(),
             spec: Spec { kind, dtype, device: Device::Host, prescale: 1.0, postscale: 1.0 },
             shape,
+            group: None,
         }
     }
 
@@ -131,6 +240,7 @@ impl Request {
             name: name.into(),
             spec: Spec { kind, dtype, device: Device::Host, prescale: 1.0, postscale: 1.0 },
             shape,
+            group: None,
         }
     }
 
@@ -160,16 +270,15 @@ impl Request {
                 self.name, self.shape
             )));
         }
-        match self.spec.kind {
-            Kind::Broadcast { root } if root as usize >= size => Err(Error::argument(format!(
+        match self.spec.kind.root() {
+            Some(root) if root as usize >= size => Err(Error::argument(format!(
                 "'{}': root {root} is not in the set of {size} ranks; pass a rank below {size}",
                 self.name
             ))),
-            Kind::Allreduce { op } => match op.refusal(self.spec.dtype) {
+            _ => match self.spec.kind.refusal(self.spec.dtype) {
                 Some(reason) => Err(Error::argument(format!("'{}': {reason}", self.name))),
                 None => Ok(()),
             },
-            Kind::Broadcast { .. } => Ok(()),
         }
     }
 
@@ -184,10 +293,16 @@ impl Request {
         self.spec.kind.encode(out);
         out.u8(self.spec.dtype as u8);
         let scaled = self.spec.prescale.to_bits() != 1f64.to_bits() || self.spec.postscale.to_bits() != 1f64.to_bits();
-        out.u8(u8::from(self.spec.device == Device::Cuda) | u8::from(scaled) << 1);
+        let flags =
+            u8::from(self.spec.device == Device::Cuda) | u8::from(scaled) << 1 | u8::from(self.group.is_some()) << 2;
+        out.u8(flags);
         if scaled {
             out.f64(self.spec.prescale);
             out.f64(self.spec.postscale);
+        }
+        if let Some(Group { tensors, digest }) = self.group {
+            out.varint(tensors.into());
+            out.varint(digest);
         }
         out.varint(self.shape.len() as u64);
         for dim in &self.shape {
@@ -210,9 +325,10 @@ impl Request {
 
     pub(super) fn take_view(name: &str, take: &mut Take<'_>) -> Option<Self> {
         let (kind, dtype) = kind_and_dtype(take)?;
-        let flags = take.u8().filter(|flags| *flags < 4)?;
+        let flags = take.u8().filter(|flags| *flags < 8)?;
         let device = if flags & 1 == 0 { Device::Host } else { Device::Cuda };
         let (prescale, postscale) = if flags & 2 == 0 { (1.0, 1.0) } else { (take.f64()?, take.f64()?) };
+        let group = if flags & 4 == 0 { None } else { Some(Group { tensors: take.u32()?, digest: take.varint()? }) };
         let dims = take.bounded(MAX_DIMS as u64)? as usize;
         let mut shape = Vec::with_capacity(dims);
         let mut elements = 1u64;
@@ -222,14 +338,19 @@ impl Request {
             shape.push(dim.try_into().ok()?);
         }
         let spec = Spec { kind, dtype, device, prescale, postscale };
-        (elements <= MAX_ELEMENTS && !name.is_empty()).then(|| Self { name: name.into(), spec, shape })
+        (elements <= MAX_ELEMENTS && !name.is_empty()).then(|| Self { name: name.into(), spec, shape, group })
     }
 
     /// Whether [`Request::take_view`] would read something, without allocating.
     pub(super) fn check_view(take: &mut Take<'_>) -> Option<()> {
         kind_and_dtype(take)?;
-        if take.u8().filter(|flags| *flags < 4)? & 2 != 0 {
+        let flags = take.u8().filter(|flags| *flags < 8)?;
+        if flags & 2 != 0 {
             take.slice(16)?;
+        }
+        if flags & 4 != 0 {
+            take.u32()?;
+            take.varint()?;
         }
         let mut elements = 1u64;
         for _ in 0..take.bounded(MAX_DIMS as u64)? {
@@ -241,7 +362,17 @@ impl Request {
     /// The request in words, without its name: a line of a mismatch.
     pub(crate) fn describe(&self) -> String {
         let Spec { kind, dtype, device, prescale, postscale } = self.spec;
-        let mut text = format!("{kind} of {dtype}{:?}", self.shape);
+        let mut text = match self.group {
+            None if kind.has_own_rows() => {
+                let rest: String = self.shape.iter().skip(1).map(|dim| format!(", {dim}")).collect();
+                format!("{kind} of {dtype}[*{rest}]")
+            }
+            None => format!("{kind} of {dtype}{:?}", self.shape),
+            Some(Group { tensors, digest }) => {
+                let elements = self.elements();
+                format!("{kind} of a group of {tensors} {dtype} tensors, {elements} elements, shapes {digest:08x}")
+            }
+        };
         if prescale.to_bits() != 1f64.to_bits() || postscale.to_bits() != 1f64.to_bits() {
             text += &format!(", prescale {prescale}, postscale {postscale}");
         }
@@ -257,11 +388,7 @@ impl Request {
 fn kind_and_dtype(take: &mut Take<'_>) -> Option<(Kind, DType)> {
     let kind = Kind::decode(take)?;
     let dtype = DType::from_code(take.u8()?)?;
-    let fits = match kind {
-        Kind::Allreduce { op } => op.takes(dtype),
-        Kind::Broadcast { .. } => true,
-    };
-    fits.then_some((kind, dtype))
+    kind.takes(dtype).then_some((kind, dtype))
 }
 
 /// Whether `name` can be sent to the peers.
@@ -293,7 +420,26 @@ mod tests {
     fn requests_round_trip() {
         let mut cuda = Request::broadcast("b", DType::U8, vec![], 70_000);
         cuda.spec.device = Device::Cuda;
-        for request in [sample(), cuda, Request::allreduce("x", DType::F64, vec![7; MAX_DIMS - 16], ReduceOp::Max)] {
+        let mut group = sample();
+        group.group = Some(Group::of(&[vec![3], vec![], vec![7, 2]]));
+        let kinds = [
+            Kind::Reduce { op: ReduceOp::Min, root: 3 },
+            Kind::ReduceScatter { op: ReduceOp::Sum },
+            Kind::Move(Move::Allgather),
+            Kind::Move(Move::Gather { root: 2 }),
+            Kind::Move(Move::Scatter { root: 70_000 }),
+            Kind::Move(Move::AllToAll),
+        ];
+        for kind in kinds {
+            let mut request = Request::allreduce("k", DType::I64, vec![0, 5], ReduceOp::Sum);
+            request.spec.kind = kind;
+            let mut bytes = Vec::new();
+            request.encode(&mut bytes);
+            assert_eq!(Request::decode(&bytes), Some(request));
+        }
+        for request in
+            [sample(), cuda, group, Request::allreduce("x", DType::F64, vec![7; MAX_DIMS - 16], ReduceOp::Max)]
+        {
             let mut bytes = Vec::new();
             request.encode(&mut bytes);
             assert_eq!(Request::decode(&bytes), Some(request));
@@ -315,9 +461,16 @@ mod tests {
     fn an_operation_on_a_type_that_it_does_not_take_is_no_request() {
         for dtype in DType::ALL {
             for op in ReduceOp::ALL {
-                let mut bytes = Vec::new();
-                Request::allreduce("x", dtype, vec![2], op).encode(&mut bytes);
-                assert_eq!(Request::decode(&bytes).is_some(), op.takes(dtype), "{op} of {dtype}");
+                let whole = Kind::Allreduce { op };
+                for kind in [whole, Kind::Reduce { op, root: 1 }, Kind::ReduceScatter { op }] {
+                    let mut request = Request::allreduce("x", dtype, vec![2], op);
+                    request.spec.kind = kind;
+                    let takes = op.takes(dtype) && (kind == whole || op != ReduceOp::Adasum);
+                    let mut bytes = Vec::new();
+                    request.encode(&mut bytes);
+                    assert_eq!(Request::decode(&bytes).is_some(), takes, "{kind} of {dtype}");
+                    assert_eq!(request.validate(2).is_ok(), takes, "{kind} of {dtype}");
+                }
             }
         }
     }
@@ -329,6 +482,12 @@ mod tests {
             "allreduce average of bf16[3, 0, 70000], prescale 0.5, postscale 1 in host memory"
         );
         assert_eq!(Request::broadcast("b", DType::U8, vec![], 3).describe(), "broadcast from 3 of u8[] in host memory");
+        let mut rows = Request::broadcast("b", DType::U8, vec![0, 4, 2], 3);
+        rows.spec.kind = Kind::Move(Move::Allgather);
+        assert_eq!(rows.describe(), "allgather of u8[*, 4, 2] in host memory");
+        rows.group = Some(Group::of(&[vec![1, 2], vec![2]]));
+        assert_ne!(rows.group, Some(Group::of(&[vec![1], vec![2, 2]])));
+        assert!(rows.describe().starts_with("allgather of a group of 2 u8 tensors"), "{}", rows.describe());
     }
 
     #[test]

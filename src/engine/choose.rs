@@ -1,5 +1,7 @@
 //! From an operation to the schedule that runs it.
 
+use std::sync::Arc;
+
 use super::Channel;
 use super::adasum::AdasumRun;
 use super::channel::Run;
@@ -8,9 +10,10 @@ use super::host::{HostRun, align};
 use super::inline::InlineRun;
 use super::operation::{Collective, Operation};
 use super::rounds::{RoundRun, Work};
+use crate::plan::moves::{Move, Moves, PairMoves, SlotMoves};
 use crate::plan::ring::Ring;
 use crate::plan::tree::Tree;
-use crate::plan::{Algorithm, HostOp, HostPlan, LinkPlan, Span};
+use crate::plan::{Algorithm, HostOp, HostPlan, LinkPlan, SlotPlan, Span};
 use crate::tensor::ReduceOp;
 use crate::transport::shm::Fingerprint;
 
@@ -24,23 +27,31 @@ impl Channel {
             return Run::Inline(InlineRun::new(operation, print));
         }
         match operation.collective {
-            Collective::Allreduce(_) | Collective::Logged { op: Some(_), .. } => {
+            Collective::Allreduce(_) => {
                 let bytes = operation.count.saturating_mul(operation.dtype.size());
                 self.allreduce_by(self.table.pick(bytes), operation, print)
             }
-            Collective::Broadcast { root } | Collective::Logged { op: None, root, .. } => {
-                self.broadcast(operation, print, root)
+            Collective::Broadcast { root } => self.broadcast(operation, print, root),
+            Collective::Allgather | Collective::Sizes { of: Move::Allgather | Move::Gather { .. }, .. } => {
+                self.allgather(operation, print)
             }
-            Collective::Allgather => self.allgather(operation, print),
-            Collective::ReduceScatter(op) => {
+            Collective::ReduceScatter { op, row } => {
                 let fold = Some(self.fold(&operation, op));
-                self.reduce_scatter(operation, print, fold)
+                self.reduce_scatter(operation, print, fold, row)
             }
-            Collective::Barrier => {
+            Collective::Reduce { op, root } => {
+                let fold = Some(self.fold(&operation, op));
+                self.reduce(operation, print, fold, root)
+            }
+            Collective::Move(of) | Collective::Sizes { of, .. } | Collective::Sized(of) => {
+                let moves = operation.moves.clone().unwrap_or_else(|| self.even(of, operation.count));
+                self.moves(operation, print, moves)
+            }
+            Collective::Barrier | Collective::Refused => {
                 // Across hosts: an allreduce of nothing but one byte, from and to nowhere.
                 let operation = Operation { count: 1, ..operation };
                 let fold = Fold::new(operation.dtype, ReduceOp::Max, self.team.size(), 1.0);
-                let work = Work { whole: 1, own: Span::default(), kept: Span::default() };
+                let work = Work::new(1, Span::default(), Span::default());
                 let plan = Tree::allreduce(self.team.size(), self.team.rank(), 1).into();
                 self.rounds(operation, print, Some(fold), plan, work)
             }
@@ -61,6 +72,10 @@ impl Channel {
 
     fn host(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>, op: HostOp) -> Run {
         let plan = self.host_plan(op, &operation);
+        self.slots(operation, print, fold, plan.into())
+    }
+
+    fn slots(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>, plan: SlotPlan) -> Run {
         Run::Host(Box::new(HostRun::new(self, print, plan, fold, operation, None, None)))
     }
 
@@ -78,7 +93,7 @@ impl Channel {
         let bytes = count.saturating_mul(operation.dtype.size());
         let cross = self.table.cross(algorithm, bytes, operation.dtype.size());
         let whole = Span::new(0, count);
-        let work = Work { whole: count, own: whole, kept: whole };
+        let work = Work::new(count, whole, whole);
         match algorithm {
             Algorithm::OneShot => self.host(operation, print, fold, HostOp::OneShot),
             Algorithm::Ring => {
@@ -91,7 +106,7 @@ impl Channel {
             Algorithm::TwoLevel | Algorithm::OrderedChain if !self.team.is_local() => {
                 let plan = self.two_level.host_plan(count, self.chunk(&operation), align(operation.dtype));
                 let cross = Some((self.two_level.clone(), cross));
-                Run::Host(Box::new(HostRun::new(self, print, plan, fold, operation, cross, None)))
+                Run::Host(Box::new(HostRun::new(self, print, plan.into(), fold, operation, cross, None)))
             }
             _ => self.host(operation, print, fold, HostOp::TwoShot { owners: self.team.members().len() }),
         }
@@ -127,11 +142,11 @@ impl Channel {
         let stage = relay.link.filter(|_| !self.team.is_local()).map(|plan| {
             let names = (0..self.team.hosts().len()).map(|host| self.two_level.representative(root, host)).collect();
             let own = if self.team.rank() == root { whole } else { Span::default() };
-            let work = Work { whole: operation.count, own, kept: whole };
+            let work = Work::new(operation.count, own, whole);
             RoundRun::new(print, plan, Some(names), operation.clone(), None, work).unannounced()
         });
         let plan = self.host_plan(HostOp::Broadcast { root: relay.representative }, &operation);
-        Run::Host(Box::new(HostRun::new(self, print, plan, None, operation, None, stage)))
+        Run::Host(Box::new(HostRun::new(self, print, plan.into(), None, operation, None, stage)))
     }
 
     fn allgather(&self, operation: Operation, print: Fingerprint) -> Run {
@@ -139,16 +154,61 @@ impl Channel {
             return self.host(operation, print, None, HostOp::Allgather);
         }
         let (ranks, me, count) = (self.team.size(), self.team.rank(), operation.count);
-        let work = Work { whole: ranks * count, own: Span::new(me * count, count), kept: Span::new(0, ranks * count) };
+        let work = Work::new(ranks * count, Span::new(me * count, count), Span::new(0, ranks * count));
         self.rounds(operation, print, None, Ring::allgather(ranks, me, count).into(), work)
     }
 
-    fn reduce_scatter(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>) -> Run {
+    fn reduce_scatter(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>, row: usize) -> Run {
         if self.team.is_local() {
-            return self.host(operation, print, fold, HostOp::ReduceScatter);
+            return self.host(operation, print, fold, HostOp::ReduceScatter { row });
         }
-        let (ranks, me, count) = (self.team.size(), self.team.rank(), operation.count);
-        let work = Work { whole: ranks * count, own: Span::new(0, ranks * count), kept: Span::new(me * count, count) };
-        self.rounds(operation, print, fold, Ring::reduce_scatter(ranks, me, count).into(), work)
+        let (ranks, me) = (self.team.size(), self.team.rank());
+        let whole = Span::new(0, operation.count);
+        let work = Work::new(whole.len, whole, whole.part(me, ranks, row));
+        let plan = Ring::reduce_scatter(ranks, me, whole.len, row).into();
+        self.rounds(operation, print, fold, plan, work)
+    }
+
+    /// An allreduce whose result only the root unpacks.
+    fn reduce(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>, root: usize) -> Run {
+        if self.team.is_local() {
+            let owners = self.team.members().len();
+            return self.host(operation, print, fold, HostOp::Reduce { owners, root: Some(root) });
+        }
+        let bytes = operation.count.saturating_mul(operation.dtype.size());
+        let algorithm = match self.table.pick(bytes) {
+            Algorithm::OrderedChain => Algorithm::OrderedChain,
+            _ => Algorithm::TwoLevel,
+        };
+        let cross = self.table.cross(algorithm, bytes, operation.dtype.size());
+        let (chunk, align) = (self.chunk(&operation), align(operation.dtype));
+        let plan = self.two_level.reduce_plan(root, operation.count, chunk, align).into();
+        let cross = Some((self.two_level.clone(), cross));
+        Run::Host(Box::new(HostRun::new(self, print, plan, fold, operation, cross, None)))
+    }
+
+    /// Blocks of `count` elements each.
+    fn even(&self, of: Move, count: usize) -> Arc<Moves> {
+        let (ranks, me) = (self.team.size(), self.team.rank());
+        let counts = vec![count; ranks];
+        let mine = Span::new(me * count, count);
+        Arc::new(match of {
+            Move::Allgather => Moves::gather(&counts, me, None),
+            Move::Gather { root } => Moves::gather(&counts, me, Some(root)),
+            Move::Scatter { root } => Moves::scatter(ranks, me, root, mine, ranks * count, &counts),
+            Move::AllToAll => Moves::all_to_all(me, vec![ranks * count; ranks], &vec![mine; ranks], &counts),
+        })
+    }
+
+    fn moves(&self, operation: Operation, print: Fingerprint, moves: Arc<Moves>) -> Run {
+        if self.team.is_local() {
+            let plan = SlotMoves::new(moves, self.chunk(&operation));
+            return self.slots(operation, print, None, plan.into());
+        }
+        let input = Span::new(0, moves.input());
+        let output = Span::new(input.len, moves.output());
+        let own = moves.own();
+        let work = Work { copy: (own.data, input.len + own.output), ..Work::new(output.end(), input, output) };
+        self.rounds(operation, print, None, PairMoves::new(moves).into(), work)
     }
 }

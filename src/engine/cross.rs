@@ -15,7 +15,7 @@ use super::regions::Regions;
 use super::slice::Slice;
 use super::{Channel, Step};
 use crate::error::Result;
-use crate::plan::{ChunkSteps, Cross, HostPlan, ReducePart, TwoLevel};
+use crate::plan::{ChunkSteps, Cross, ReducePart, SlotPlan, TwoLevel};
 use crate::transport::shm::Fingerprint;
 
 /// The part between hosts of a two-level allreduce.
@@ -87,7 +87,7 @@ impl CrossRun {
         two_level: TwoLevel,
         cross: Cross,
         fold: Fold,
-        plan: &HostPlan,
+        plan: &SlotPlan,
         slots: usize,
     ) -> Self {
         let chunks = plan.chunks();

@@ -3,7 +3,7 @@
 //!
 //! For each chunk a member packs its input into its own slot, reduces its slice over every member's slot, and unpacks
 //! what the others reduced. Packing *is* the communication: nothing is staged elsewhere. What is packed, reduced and
-//! unpacked where is the plan's business ([`HostPlan`]); this file only keeps the order that `transport/shm/README.md`
+//! unpacked where is the plan's business ([`SlotPlan`]); this file only keeps the order that `transport/shm/README.md`
 //! demands: a slot is packed again when every member is done with it, the first chunk is packed before the announcement
 //! that publishes it, and a slot is read after its writer has said so.
 
@@ -15,8 +15,8 @@ use super::rounds::RoundRun;
 use super::{Channel, Step};
 use crate::device::host::{Sink, Source, copy_checked, copy_scaled};
 use crate::error::Result;
-use crate::plan::{ChunkSteps, Cross, HostPlan, Own, ReducePart, TwoLevel, UnpackAfter};
-use crate::tensor::DType;
+use crate::plan::{ChunkSteps, Cross, Own, ReducePart, SlotPlan, TwoLevel, UnpackAfter};
+use crate::tensor::{DType, Piece, RawSlice};
 use crate::transport::shm::Fingerprint;
 
 /// The state of one collective in the slots.
@@ -27,7 +27,7 @@ pub(super) struct HostRun {
     fold: Option<Fold>,
     prescale: Prescale,
     regions: Regions,
-    plan: HostPlan,
+    plan: SlotPlan,
     cross: Option<CrossRun>,
     /// A broadcast's way from the root's host to this one, for the member that packs what arrives.
     relay: Option<Box<RoundRun>>,
@@ -51,7 +51,7 @@ impl HostRun {
     pub(super) fn new(
         channel: &Channel,
         print: Fingerprint,
-        plan: HostPlan,
+        plan: SlotPlan,
         fold: Option<Fold>,
         operation: super::Operation,
         cross: Option<(TwoLevel, Cross)>,
@@ -210,25 +210,29 @@ impl HostRun {
     fn reduce_here(&self, channel: &Channel, part: ReducePart, fold: Fold) {
         let (members, me) = (channel.team.members().len(), channel.team.member());
         let size = self.dtype.size();
-        let output = part.output.unwrap_or_default();
-        self.regions.each(
-            |piece| piece.output,
-            output,
-            part.slot.len,
-            |memory, offset| {
-                let at = (part.slot.start + offset) * size;
-                let slot = |member| self.slot(channel, member, self.reduced).wrapping_add(at);
-                let source = |member| match part.own {
-                    Own::Input(start) if member == me => Source::Elements(self.input(start + offset)),
-                    _ => Source::Elements(slot(member)),
-                };
-                let sinks = [Sink::Elements(memory.ptr()), Sink::Elements(slot(me))];
-                let sinks = if part.share { &sinks[..] } else { &sinks[..1] };
-                // SAFETY: every member has packed this chunk and none packs it again before this member is done; this
-                // span of this member's slot is read by others only after `reduced` is published; outputs are ours.
-                unsafe { fold.members(None, members, source, memory.len() / size, sinks, fold.finish) };
-            },
-        );
+        let reduce = |start: usize, count: usize, output: Option<*mut u8>| {
+            let at = (part.slot.start + start) * size;
+            let slot = |member| self.slot(channel, member, self.reduced).wrapping_add(at);
+            let source = |member| match part.own {
+                Own::Input(input) if member == me => Source::Elements(self.input(input + start)),
+                _ => Source::Elements(slot(member)),
+            };
+            let own = Sink::Elements(slot(me));
+            let both = [output.map_or(own, Sink::Elements), own];
+            let sinks = if part.share && output.is_some() { &both[..] } else { &both[..1] };
+            // SAFETY: every member has packed this chunk and none packs it again before this member is done; this span
+            // of this member's slot is read by others only after `reduced` is published; outputs are ours.
+            unsafe { fold.members(None, members, source, count, sinks, fold.finish) };
+        };
+        // Which place in the lists of tensors to follow: sources and sinks are contiguous within a tensor.
+        let (side, start): (fn(&Piece) -> RawSlice, usize) = match (part.output, part.own) {
+            (Some(output), _) => (|piece| piece.output, output),
+            (None, Own::Input(input)) => (|piece| piece.input, input),
+            (None, Own::Slot) => return reduce(0, part.slot.len, None),
+        };
+        self.regions.each(side, start, part.slot.len, |memory, offset| {
+            reduce(offset, memory.len() / size, part.output.map(|_| memory.ptr()));
+        });
     }
 
     /// The address of an element of the input.

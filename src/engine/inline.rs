@@ -1,4 +1,4 @@
-//! Tiny allreduces and barriers: the payload rides in the announcement, in one cache line a rank.
+//! Tiny allreduces, reductions to a root and barriers: the payload rides in the announcement, in one cache line a rank.
 //!
 //! Steps: one. Bytes moved: one line written by each rank and read by each other. Every rank reduces all payloads in
 //! rank order, so all get the same bits.
@@ -13,7 +13,7 @@ use crate::transport::shm::Fingerprint;
 /// 64-bit words of payload in an announcement line: its 64 bytes less the two words of the print.
 const WORDS: usize = 6;
 
-/// An allreduce of at most 48 bytes, or a barrier, on one host.
+/// An allreduce or reduction of at most 48 bytes, or a barrier, on one host.
 #[derive(Debug)]
 pub(super) struct InlineRun {
     operation: Operation,
@@ -27,8 +27,8 @@ impl InlineRun {
     /// Whether the operation's bytes fit beside its print.
     pub(super) fn fits(operation: &Operation) -> bool {
         match operation.collective {
-            Collective::Barrier => true,
-            Collective::Allreduce(_) | Collective::Logged { op: Some(_), .. } => {
+            Collective::Barrier | Collective::Refused => true,
+            Collective::Allreduce(_) | Collective::Reduce { .. } => {
                 operation.count <= WORDS * 8 / operation.dtype.size()
             }
             _ => false,
@@ -58,10 +58,14 @@ impl InlineRun {
                 Some(_) => return Ok(Step::Pending),
             }
         }
-        if let Some(op) = self.operation.reduce_op() {
+        if let Some(op) = self.operation.reduce_op().filter(|_| self.wants_result(channel)) {
             self.reduce(channel, Fold::new(self.operation.dtype, op, channel.team.size(), self.operation.postscale));
         }
         Ok(Step::Ready(()))
+    }
+
+    fn wants_result(&self, channel: &Channel) -> bool {
+        !matches!(self.operation.collective, Collective::Reduce { root, .. } if root != channel.team.rank())
     }
 
     /// This rank's elements, scaled, end to end.
@@ -113,7 +117,7 @@ impl InlineRun {
     /// Words of payload.
     fn words(&self) -> usize {
         match self.operation.collective {
-            Collective::Barrier => 0,
+            Collective::Barrier | Collective::Refused => 0,
             _ => (self.operation.count * self.operation.dtype.size()).div_ceil(8),
         }
     }

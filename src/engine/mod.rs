@@ -21,6 +21,7 @@ mod rounds;
 mod routes;
 #[cfg(test)]
 mod seeded;
+mod sizing;
 mod slice;
 mod team;
 #[cfg(test)]
@@ -31,7 +32,8 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use ground::{Built, Ground};
-pub(crate) use operation::{Collective, Operation, Pieces, Prescale};
+pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces, Prescale};
+pub(crate) use sizing::Sizing;
 pub(crate) use team::Team;
 pub(crate) use wait::{Idle, Port, block};
 

@@ -1,6 +1,9 @@
 //! What a collective is asked to do, and the sixteen bytes by which ranks recognise the same request.
 
+use std::sync::Arc;
+
 use crate::error::Error;
+use crate::plan::moves::{Move, Moves};
 use crate::tensor::{DType, Piece, ReduceOp};
 use crate::transport::shm::Fingerprint;
 
@@ -12,14 +15,29 @@ pub(crate) enum Collective {
         root: usize,
     },
     Allgather,
-    ReduceScatter(ReduceOp),
-    Barrier,
-    /// The batch that entry `index` of the decision log names. The log has agreed everything else already.
-    Logged {
-        index: u32,
-        op: Option<ReduceOp>,
+    /// Blocks of whole rows of `row` elements; [`Operation::count`] is the whole input.
+    ReduceScatter {
+        op: ReduceOp,
+        row: usize,
+    },
+    Reduce {
+        op: ReduceOp,
         root: usize,
     },
+    /// Blocks of [`Operation::count`] elements each.
+    Move(Move),
+    /// What blocks of differing sizes need to know of each other: three words a block (an allgather's and a gather's: one).
+    /// The type and the row are those of the move that follows.
+    Sizes {
+        of: Move,
+        dtype: DType,
+        row: usize,
+    },
+    /// Blocks of differing sizes, which a [`Collective::Sizes`] before has told; [`Operation::moves`] has them.
+    Sized(Move),
+    Barrier,
+    /// The place of a call that this rank could not make.
+    Refused,
 }
 
 /// One collective over one or more tensors of one type, as if they were one long tensor.
@@ -27,11 +45,15 @@ pub(crate) enum Collective {
 pub(crate) struct Operation {
     pub(crate) collective: Collective,
     pub(crate) dtype: DType,
-    /// Elements: of the whole list (allreduce, broadcast) or of one rank's block (allgather, reduce-scatter).
+    /// Elements: of the whole list (allreduce, broadcast, reduce, reduce-scatter) or of one rank's block (the moves).
     pub(crate) count: usize,
     pub(crate) prescale: Prescale,
     pub(crate) postscale: f64,
     pub(crate) pieces: Pieces,
+    /// The entry of the decision log that names it, if one does: the log has agreed everything else already.
+    pub(crate) logged: Option<u64>,
+    /// Who gets what, if the blocks are not of `count` elements each.
+    pub(crate) moves: Option<Arc<Moves>>,
 }
 
 /// What a rank's elements are multiplied by before they are combined.
@@ -81,20 +103,61 @@ impl Operation {
     /// An operation on one tensor, without scale factors.
     pub(crate) fn new(collective: Collective, dtype: DType, count: usize, piece: Option<Piece>) -> Self {
         let pieces = piece.map_or(Pieces::None, |piece| Pieces::One([piece]));
-        Self { collective, dtype, count, prescale: Prescale::All(1.0), postscale: 1.0, pieces }
+        let prescale = Prescale::All(1.0);
+        Self { collective, dtype, count, prescale, postscale: 1.0, pieces, logged: None, moves: None }
     }
 
     /// How elements combine, for those collectives that combine them.
     pub(crate) fn reduce_op(&self) -> Option<ReduceOp> {
         match self.collective {
-            Collective::Allreduce(op) | Collective::ReduceScatter(op) => Some(op),
-            Collective::Logged { op, .. } => op,
-            Collective::Broadcast { .. } | Collective::Allgather | Collective::Barrier => None,
+            Collective::Allreduce(op) | Collective::ReduceScatter { op, .. } | Collective::Reduce { op, .. } => {
+                Some(op)
+            }
+            Collective::Broadcast { .. }
+            | Collective::Allgather
+            | Collective::Move(_)
+            | Collective::Sizes { .. }
+            | Collective::Sized(_)
+            | Collective::Barrier
+            | Collective::Refused => None,
         }
     }
 }
 
-const KINDS: [&str; 6] = ["allreduce", "broadcast", "allgather", "reduce_scatter", "barrier", "batch"];
+const KINDS: [&str; 11] = [
+    "allreduce",
+    "broadcast",
+    "allgather",
+    "reduce_scatter",
+    "barrier",
+    "batch",
+    "reduce",
+    "gather",
+    "scatter",
+    "alltoall",
+    "a call that was refused for a wrong argument; see that rank's error",
+];
+
+/// What a print's flags say of a move: blocks of one size, or of differing sizes: their sizes, then themselves.
+const EVEN: u8 = 0;
+const SIZES: u8 = 1;
+const SIZED: u8 = 2;
+
+/// The kind of whatever a log entry names.
+const BATCH: u8 = 6;
+
+/// The index of a kind in KINDS, plus one: zero means that nothing was announced.
+fn kind_of(of: Move) -> u8 {
+    match of {
+        Move::Allgather => 3,
+        Move::Gather { .. } => 8,
+        Move::Scatter { .. } => 9,
+        Move::AllToAll => 10,
+    }
+}
+
+/// The longest row that a print has room for.
+pub(crate) const MAX_ROW: usize = (1 << 24) - 1;
 
 /// The request in two words: equal on all ranks exactly if they ask for the same.
 ///
@@ -102,16 +165,32 @@ const KINDS: [&str; 6] = ["allreduce", "broadcast", "allgather", "reduce_scatter
 pub(super) fn fingerprint(sequence: u32, operation: &Operation) -> Fingerprint {
     let dtype = operation.dtype as u8;
     let count = operation.count as u64;
-    // The index of a kind in KINDS, plus one: zero means that nothing was announced.
-    let (kind, dtype, op, count, root) = match operation.collective {
-        Collective::Allreduce(op) => (1, dtype, op as u8, count, 0),
-        Collective::Broadcast { root } => (2, dtype, 0, count, root as u16),
-        Collective::Allgather => (3, dtype, 0, count, 0),
-        Collective::ReduceScatter(op) => (4, dtype, op as u8, count, 0),
-        Collective::Barrier => (5, 0, 0, 0, 0),
-        Collective::Logged { index, .. } => (6, 0, 0, u64::from(index), 0),
+    if let Some(index) = operation.logged {
+        return Fingerprint::new(sequence, BATCH, 0, 0, EVEN, index & ((1 << 48) - 1), 0);
+    }
+    let (kind, dtype, op, flags, count, root) = match operation.collective {
+        Collective::Allreduce(op) => (1, dtype, op as u8, EVEN, count, digest(op, &operation.pieces)),
+        Collective::Broadcast { root } => (2, dtype, 0, EVEN, count, root as u16),
+        Collective::Allgather => (3, dtype, 0, EVEN, count, 0),
+        // A row has 24 bits: the low 16 in the root's place, the high 8 in the flags'.
+        Collective::ReduceScatter { op, row } => (4, dtype, op as u8, (row >> 16) as u8, count, row as u16),
+        Collective::Barrier => (5, 0, 0, EVEN, 0, 0),
+        Collective::Refused => (11, 0, 0, EVEN, 0, 0),
+        Collective::Reduce { op, root } => (7, dtype, op as u8, EVEN, count, root as u16),
+        Collective::Move(of) => (kind_of(of), dtype, 0, EVEN, count, of.root() as u16),
+        Collective::Sizes { of, dtype, row } => (kind_of(of), dtype as u8, 0, SIZES, row as u64, of.root() as u16),
+        Collective::Sized(of) => (kind_of(of), dtype, 0, SIZED, 0, of.root() as u16),
     };
-    Fingerprint::new(sequence, kind, dtype, op, 0, count, root)
+    Fingerprint::new(sequence, kind, dtype, op, flags, count, root)
+}
+
+/// Where it matters how the elements are divided among tensors: 16 bits of their lengths, 0 for a single one.
+fn digest(op: ReduceOp, pieces: &[Piece]) -> u16 {
+    if op != ReduceOp::Adasum || pieces.len() < 2 {
+        return 0;
+    }
+    let mix = |mixed: u64, piece: &Piece| (mixed ^ piece.input.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 1;
+    (pieces.iter().fold(1, mix) >> 47) as u16 | 1
 }
 
 /// The request in words, for the error that lists every rank's view.
@@ -124,11 +203,28 @@ pub(super) fn describe(print: Fingerprint) -> String {
     if let Some(op) = ReduceOp::from_code(print.op()) {
         text += &format!(" {op}");
     }
+    let is_scatter = kind == Some("reduce_scatter");
     if let Some(dtype) = DType::from_code(print.dtype()) {
-        text += &format!(" of {} {dtype}", print.count());
+        text += &match print.flags() {
+            _ if is_scatter => format!(" of {} {dtype}", print.count()),
+            SIZES if print.count() > 1 => {
+                format!(" of blocks of their own sizes, in rows of {} {dtype}", print.count())
+            }
+            SIZES | SIZED => format!(" of {dtype} blocks of their own sizes"),
+            _ => format!(" of {} {dtype}", print.count()),
+        };
     }
-    if kind == Some("broadcast") {
-        text += &format!(" from rank {}", print.root());
+    match kind {
+        Some("reduce_scatter") => {
+            let row = usize::from(print.flags()) << 16 | usize::from(print.root());
+            if row > 1 {
+                text += &format!(" in rows of {row}");
+            }
+        }
+        Some("allreduce") if print.root() != 0 => text += &format!(" in tensors of lengths {:#06x}", print.root()),
+        Some("broadcast" | "scatter") => text += &format!(" from rank {}", print.root()),
+        Some("reduce" | "gather") => text += &format!(" to rank {}", print.root()),
+        _ => {}
     }
     text
 }
@@ -159,6 +255,12 @@ mod tests {
         assert_ne!(fingerprint(5, &sum), fingerprint(6, &sum));
         assert_eq!(describe(fingerprint(9, &sum)), "allreduce sum of 17 f32");
         assert_eq!(describe(fingerprint(9, &root)), "broadcast of 1 bf16 from rank 3");
+        let rows = Collective::ReduceScatter { op: ReduceOp::Sum, row: 65_537 };
+        let rows = Operation::new(rows, DType::F32, 131_074, None);
+        assert_eq!(describe(fingerprint(9, &rows)), "reduce_scatter sum of 131074 f32 in rows of 65537");
+        let sizes = Collective::Sizes { of: Move::Scatter { root: 2 }, dtype: DType::I64, row: 1 };
+        let sizes = Operation::new(sizes, DType::U64, 3, None);
+        assert_eq!(describe(fingerprint(1, &sizes)), "scatter of i64 blocks of their own sizes from rank 2");
         let barrier = Operation::new(Collective::Barrier, DType::U8, 0, None);
         assert_eq!(describe(fingerprint(1, &barrier)), "barrier");
     }

@@ -100,6 +100,14 @@ pub(super) struct Work {
     pub(super) own: Span,
     /// Which part becomes the output.
     pub(super) kept: Span,
+    /// What is copied within the area at the start, and where to.
+    pub(super) copy: (Span, usize),
+}
+
+impl Work {
+    pub(super) fn new(whole: usize, own: Span, kept: Span) -> Self {
+        Self { whole, own, kept, copy: (Span::default(), 0) }
+    }
 }
 
 /// The work area of a collective by messages: final elements, and partial values beside them where ranks reduce.
@@ -155,6 +163,10 @@ impl Flat {
                 unsafe { copy_scaled(dtype, memory.ptr(), at, memory.len() / dtype.size(), prescale.of(piece)) };
             },
         );
+        let (from, to) = self.work.copy;
+        let (bytes, to) = (from.len * self.dtype.size(), self.element_mut(to));
+        // SAFETY: both spans lie in the work area.
+        unsafe { std::ptr::copy(self.element(from.start), to, bytes) };
     }
 
     /// Copies the output out.

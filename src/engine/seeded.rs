@@ -3,10 +3,13 @@
 //!
 //! `KOLO_SEEDS=n` runs n seeds, `KOLO_SEED=n` one of them. A failure prints its seed.
 
+use std::sync::Arc;
+
 use super::testing::{Random, Shape, assert_moves};
 use super::{Channel, Collective, Operation, Pieces, Step};
 use crate::error::{Error, Result};
-use crate::plan::Algorithm;
+use crate::plan::moves::{Move, Moves};
+use crate::plan::{Algorithm, Span};
 use crate::tensor::{DType, Piece, RawSlice, ReduceOp};
 use crate::{bf16, f16};
 
@@ -84,15 +87,21 @@ fn reduce(dtype: DType, op: ReduceOp, column: impl Iterator<Item = i64>) -> Vec<
     element(dtype, value)
 }
 
+fn bytes(dtype: DType, row: &[i64]) -> Vec<u8> {
+    row.iter().flat_map(|&value| element(dtype, value)).collect()
+}
+
 /// One operation: what every rank has, and what it must get.
 struct Task {
     collective: Collective,
     dtype: DType,
     count: usize,
     inputs: Vec<Vec<u8>>,
-    /// Empty for ranks that work in place.
-    outputs: Vec<Vec<u8>>,
+    /// None for ranks that work in place.
+    outputs: Vec<Option<Vec<u8>>>,
     wants: Vec<Vec<u8>>,
+    /// Who gets what, by rank, for blocks of differing sizes.
+    moves: Vec<Option<Arc<Moves>>>,
     /// By which tensors are cut where all ranks must cut alike.
     seed: u64,
 }
@@ -100,16 +109,6 @@ struct Task {
 impl Task {
     fn random(ranks: usize, chunk_bytes: usize, random: &mut Random) -> Self {
         let dtype = DType::ALL[random.below(DType::ALL.len())];
-        let ops: Vec<ReduceOp> = ReduceOp::ALL.into_iter().filter(|op| op.takes(dtype)).collect();
-        // What takes no operation is as good a reason to move something.
-        let op = ops.get(random.below(ops.len().max(1))).copied();
-        let collective = match random.below(6) {
-            0 => Collective::Broadcast { root: random.below(ranks) },
-            1 => Collective::Allgather,
-            2 if op.is_some_and(|op| op != ReduceOp::Adasum) => Collective::ReduceScatter(op.unwrap()),
-            3 => Collective::Barrier,
-            _ => op.map_or(Collective::Allgather, Collective::Allreduce),
-        };
         let chunk = chunk_bytes / dtype.size();
         let count = match random.below(4) {
             0 => random.below(8),
@@ -117,68 +116,146 @@ impl Task {
             2 => random.below(chunk.min(200) + 1),
             _ => random.below(5 * chunk.min(200) + 2),
         };
-        let (given, got, dtype) = match collective {
-            Collective::Allgather => (1, ranks, dtype),
-            Collective::ReduceScatter(_) => (ranks, 1, dtype),
-            Collective::Barrier => (0, 0, DType::U8),
-            _ => (1, 1, dtype),
-        };
-        let count = if collective == Collective::Barrier { 0 } else { count };
-        let op = match collective {
-            Collective::Allreduce(op) | Collective::ReduceScatter(op) => Some(op),
-            _ => None,
+        match random.below(12) {
+            0..6 if dtype != DType::Bool => Self::reduction(ranks, dtype, count, random),
+            0..11 => Self::blocks(ranks, dtype, count, random),
+            _ => Self {
+                collective: Collective::Barrier,
+                dtype: DType::U8,
+                count: 0,
+                inputs: vec![Vec::new(); ranks],
+                outputs: vec![None; ranks],
+                wants: vec![Vec::new(); ranks],
+                moves: vec![None; ranks],
+                seed: 0,
+            },
+        }
+    }
+
+    fn reduction(ranks: usize, dtype: DType, count: usize, random: &mut Random) -> Self {
+        let ops: Vec<ReduceOp> = ReduceOp::ALL.into_iter().filter(|op| op.takes(dtype)).collect();
+        let op = ops[random.below(ops.len())];
+        let row = 1 + random.below(3);
+        let (collective, count) = match random.below(6) {
+            _ if op == ReduceOp::Adasum => (Collective::Allreduce(op), count),
+            0 => (Collective::ReduceScatter { op, row }, count * row),
+            1 => (Collective::Reduce { op, root: random.below(ranks) }, count),
+            _ => (Collective::Allreduce(op), count),
         };
         let mut rows: Vec<Vec<i64>> =
-            (0..ranks).map(|_| (0..given * count).map(|_| draw(dtype, op, random)).collect()).collect();
-        if op == Some(ReduceOp::Adasum) {
+            (0..ranks).map(|_| (0..count).map(|_| draw(dtype, Some(op), random)).collect()).collect();
+        if op == ReduceOp::Adasum {
             // Orthogonal, tensor by tensor, however they are cut: then it is the sum.
             for (rank, row) in rows.iter_mut().enumerate() {
                 row.iter_mut().enumerate().filter(|(at, _)| at % ranks != rank).for_each(|(_, value)| *value = 0);
             }
         }
-        let bytes = |row: &[i64]| row.iter().flat_map(|&value| element(dtype, value)).collect::<Vec<u8>>();
-        let inputs: Vec<Vec<u8>> = rows.iter().map(|row| bytes(row)).collect();
-        let reduced = |from: usize, op| -> Vec<u8> {
-            (from..from + count).flat_map(|at| reduce(dtype, op, rows.iter().map(|row| row[at]))).collect()
+        let inputs: Vec<Vec<u8>> = rows.iter().map(|row| bytes(dtype, row)).collect();
+        let reduced = |span: Span| -> Vec<u8> {
+            (span.start..span.end()).flat_map(|at| reduce(dtype, op, rows.iter().map(|row| row[at]))).collect()
         };
+        let whole = Span::new(0, count);
         let want = |rank: usize| match collective {
-            Collective::Broadcast { root } => inputs[root].clone(),
-            Collective::Allgather => inputs.concat(),
-            Collective::ReduceScatter(op) => reduced(rank * count, op),
-            Collective::Allreduce(op) => reduced(0, op),
-            _ => Vec::new(),
+            Collective::ReduceScatter { row, .. } => reduced(whole.part(rank, ranks, row)),
+            // Nobody but the root gets anything: in place, the input is left as it is.
+            Collective::Reduce { root, .. } if root != rank => Vec::new(),
+            _ => reduced(whole),
         };
-        let wants = (0..ranks).map(want).collect();
-        let outputs = (0..ranks)
-            .map(|_| {
-                let in_place = match collective {
-                    Collective::Broadcast { .. } | Collective::Allreduce(ReduceOp::Adasum) => true,
-                    Collective::Allreduce(_) => random.below(2) == 0,
-                    _ => false,
-                };
-                vec![0xa5; if in_place { 0 } else { got * count * dtype.size() }]
+        let mut wants: Vec<Vec<u8>> = (0..ranks).map(want).collect();
+        let outputs = wants
+            .iter_mut()
+            .zip(&inputs)
+            .map(|(want, input)| {
+                let in_place = op == ReduceOp::Adasum
+                    || !matches!(collective, Collective::ReduceScatter { .. }) && random.below(2) == 0;
+                if in_place && want.is_empty() {
+                    want.clone_from(input);
+                }
+                (!in_place).then(|| vec![0xa5; want.len()])
             })
             .collect();
-        Self { collective, dtype, count, inputs, outputs, wants, seed: random.next() }
+        Self { collective, dtype, count, inputs, outputs, wants, moves: vec![None; ranks], seed: random.next() }
+    }
+
+    fn blocks(ranks: usize, dtype: DType, count: usize, random: &mut Random) -> Self {
+        let root = random.below(ranks);
+        let of = [Move::Allgather, Move::Gather { root }, Move::Scatter { root }, Move::AllToAll][random.below(4)];
+        let even = random.below(2) == 0;
+        let collective = match of {
+            _ if random.below(6) == 0 => Collective::Broadcast { root },
+            Move::Allgather if even => Collective::Allgather,
+            _ if even => Collective::Move(of),
+            _ => Collective::Sized(of),
+        };
+        // Elements of the block that a rank has for another.
+        let mut one = |_| if even { count } else { random.below(count + 1) * random.below(2) };
+        let counts: Vec<Vec<usize>> = (0..ranks)
+            .map(|rank| match (collective, of) {
+                (Collective::Broadcast { .. }, _) => vec![count],
+                (_, Move::Allgather | Move::Gather { .. }) => vec![one(0)],
+                (_, Move::Scatter { .. }) if rank != root => Vec::new(),
+                _ => (0..ranks).map(&mut one).collect(),
+            })
+            .collect();
+        let totals: Vec<usize> = counts.iter().map(|counts| counts.iter().sum()).collect();
+        let inputs: Vec<Vec<u8>> = totals
+            .iter()
+            .map(|&total| bytes(dtype, &(0..total).map(|_| draw(dtype, None, random)).collect::<Vec<_>>()))
+            .collect();
+        let block = |from: usize, to: usize| Span::new(counts[from][..to].iter().sum(), counts[from][to]);
+        let cut = |from: usize, span: Span| &inputs[from][span.start * dtype.size()..span.end() * dtype.size()];
+        let want = |me: usize| match (collective, of) {
+            (Collective::Broadcast { root }, _) => inputs[root].clone(),
+            (_, Move::Gather { root }) if root != me => Vec::new(),
+            (_, Move::Allgather | Move::Gather { .. }) => inputs.concat(),
+            (_, Move::Scatter { root }) => cut(root, block(root, me)).to_vec(),
+            (_, Move::AllToAll) => (0..ranks).flat_map(|from| cut(from, block(from, me)).to_vec()).collect(),
+        };
+        let wants: Vec<Vec<u8>> = (0..ranks).map(want).collect();
+        let moves = |me: usize| {
+            let known: Vec<usize> = counts.iter().map(|counts| counts.first().copied().unwrap_or(0)).collect();
+            Arc::new(match of {
+                Move::Allgather => Moves::gather(&known, me, None),
+                Move::Gather { root } => Moves::gather(&known, me, Some(root)),
+                Move::Scatter { root } => Moves::scatter(ranks, me, root, block(root, me), totals[root], &counts[me]),
+                Move::AllToAll => {
+                    let theirs: Vec<Span> = (0..ranks).map(|from| block(from, me)).collect();
+                    Moves::all_to_all(me, totals.clone(), &theirs, &counts[me])
+                }
+            })
+        };
+        let sized = matches!(collective, Collective::Sized(_));
+        let in_place = matches!(collective, Collective::Broadcast { .. });
+        Self {
+            collective,
+            dtype,
+            count: if sized { 0 } else { count },
+            outputs: wants.iter().map(|want| (!in_place).then(|| vec![0xa5; want.len()])).collect(),
+            moves: (0..ranks).map(|me| sized.then(|| moves(me))).collect(),
+            inputs,
+            wants,
+            seed: 0,
+        }
     }
 
     fn operation(&mut self, rank: usize, random: &mut Random) -> Operation {
         let (input, output) = (&mut self.inputs[rank], &mut self.outputs[rank]);
-        let pieces = match self.collective {
-            Collective::Barrier => Pieces::None,
-            Collective::Allreduce(ReduceOp::Adasum) => in_place(input, self.dtype.size(), &mut Random(self.seed)),
-            Collective::Allreduce(_) if output.is_empty() => in_place(input, self.dtype.size(), random),
-            _ if output.is_empty() => Pieces::One([Piece::in_place(RawSlice::of_mut(input))]),
-            _ => Pieces::One([Piece { input: RawSlice::of(input), output: RawSlice::of_mut(output) }]),
+        let pieces = match (self.collective, output) {
+            (Collective::Barrier, _) => Pieces::None,
+            (Collective::Allreduce(ReduceOp::Adasum), _) => in_place(input, self.dtype.size(), &mut Random(self.seed)),
+            (Collective::Allreduce(_) | Collective::Reduce { .. }, None) => in_place(input, self.dtype.size(), random),
+            (_, None) => Pieces::One([Piece::in_place(RawSlice::of_mut(input))]),
+            (_, Some(output)) => Pieces::One([Piece { input: RawSlice::of(input), output: RawSlice::of_mut(output) }]),
         };
-        Operation { pieces, ..Operation::new(self.collective, self.dtype, self.count, None) }
+        let moves = self.moves[rank].clone();
+        Operation { pieces, moves, ..Operation::new(self.collective, self.dtype, self.count, None) }
     }
 
     fn check(&self, what: &str) {
         for (rank, want) in self.wants.iter().enumerate() {
-            let got = if self.outputs[rank].is_empty() { &self.inputs[rank] } else { &self.outputs[rank] };
+            let got = self.outputs[rank].as_ref().unwrap_or(&self.inputs[rank]);
             assert!(
-                got == want || self.collective == Collective::Barrier,
+                got == want,
                 "{what}: {:?} of {} {} on rank {rank}: {got:?}, not {want:?}",
                 self.collective,
                 self.count,
@@ -330,7 +407,8 @@ fn seeded_giving_up_ends_every_rank() {
                 dtype: DType::I32,
                 count: 1,
                 inputs: vec![vec![1, 0, 0, 0]; ranks],
-                outputs: vec![Vec::new(); ranks],
+                outputs: vec![None; ranks],
+                moves: vec![None; ranks],
                 wants: vec![vec![ranks as u8, 0, 0, 0]; ranks],
                 seed: 0,
             });

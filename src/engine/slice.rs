@@ -37,10 +37,10 @@ impl Slice<'_> {
         self.arena.slot_ptr(member, self.slot).wrapping_add((self.part.slot.start + element) * self.fold.dtype.size())
     }
 
-    /// Copies final elements from the slice of the own slot to the output.
+    /// Copies final elements from the slice of the own slot to the output, if this rank wants it.
     fn output(&self, span: Span) {
+        let Some(output) = self.part.output.map(|output| output + span.start) else { return };
         let size = self.fold.dtype.size();
-        let output = self.part.output.unwrap_or_default() + span.start;
         self.regions.each(
             |piece| piece.output,
             output,

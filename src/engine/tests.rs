@@ -126,8 +126,8 @@ fn the_other_collectives_on_every_layout() {
             let mut blocks = vec![vec![-1.0_f32; count]; ranks];
             for ((channel, input), output) in channels.iter_mut().zip(&data).zip(&mut blocks) {
                 let piece = Piece { input: RawSlice::of(input), output: RawSlice::of_mut(output) };
-                let collective = Collective::ReduceScatter(ReduceOp::Sum);
-                channel.begin(Operation::new(collective, DType::F32, count, Some(piece))).unwrap();
+                let collective = Collective::ReduceScatter { op: ReduceOp::Sum, row: 1 };
+                channel.begin(Operation::new(collective, DType::F32, count * ranks, Some(piece))).unwrap();
             }
             run(&mut channels, &mut random).into_iter().for_each(|end| end.unwrap());
             let got = blocks.concat();

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Entry, Flight, Handle, NamedSet, wait};
-use crate::coordinator::{Device, Kind, Request, Spec, Ticket};
+use super::{Entry, Flight, Handle, NamedSet, Uneven, wait};
+use crate::coordinator::{Device, Group, Kind, Request, Spec, Ticket};
+use crate::engine::Pieces;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Element, Hold, Piece, RawSlice, Tensor};
+use crate::tensor::{DType, Element, GiveBack, Hold, Piece, Tensor};
 
 /// What a named operation may be given beyond its tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,13 +26,72 @@ impl Default for Options {
     }
 }
 
-/// What is asked for, equal on all ranks.
+/// What is asked for, equal on all ranks but for the number of rows where each rank has its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) kind: Kind,
     pub(crate) dtype: DType,
-    pub(crate) shape: Vec<usize>,
+    /// Of the tensor, or of all tensors of a group.
+    pub(crate) shapes: Vec<Vec<usize>>,
+    /// Whether it is a group, also of one.
+    pub(crate) group: bool,
     pub(crate) options: Options,
+}
+
+impl Call {
+    /// On one tensor.
+    pub(crate) fn new(kind: Kind, dtype: DType, shape: Vec<usize>, options: Options) -> Self {
+        Self { kind, dtype, shapes: vec![shape], group: false, options }
+    }
+
+    /// On one slice.
+    pub(crate) fn slice<T: Element>(kind: Kind, data: &[T], options: Options) -> Self {
+        Self::new(kind, T::DTYPE, vec![data.len()], options)
+    }
+
+    fn request(&self, name: &Arc<str>) -> Request {
+        let Options { prescale, postscale, .. } = self.options;
+        let spec = Spec { kind: self.kind, dtype: self.dtype, device: Device::Host, prescale, postscale };
+        let (mut shape, group) = if self.group {
+            (vec![self.shapes.iter().map(|shape| elements(shape)).sum()], Some(Group::of(&self.shapes)))
+        } else {
+            (self.shapes.first().cloned().unwrap_or_default(), None)
+        };
+        if self.kind.has_own_rows() {
+            // A scalar is a row.
+            match shape.first_mut() {
+                Some(rows) => *rows = 0,
+                None => shape.push(0),
+            }
+        }
+        Request { name: Arc::clone(name), spec, shape, group }
+    }
+}
+
+/// Elements of a tensor of this shape.
+pub(crate) fn elements(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |product, &dim| product.saturating_mul(dim))
+}
+
+/// Elements of a row of a tensor of this shape.
+pub(crate) fn row_of(shape: &[usize]) -> usize {
+    elements(shape.get(1..).unwrap_or_default())
+}
+
+/// The memory of an operation, and what keeps it alive.
+pub(crate) struct Memory {
+    pub(crate) pieces: Pieces,
+    /// Elements of a row, for operations that keep rows whole.
+    pub(crate) row: usize,
+    pub(crate) uneven: Option<Uneven>,
+    pub(crate) hold: Option<Arc<dyn Send + Sync>>,
+}
+
+impl Memory {
+    /// A tensor that the caller's borrow keeps alive.
+    pub(crate) fn borrowed(piece: Piece) -> Self {
+        Self { pieces: Pieces::One([piece]), row: 1, uneven: None, hold: None }
+    }
 }
 
 impl NamedSet {
@@ -41,31 +101,34 @@ impl NamedSet {
     pub(crate) fn begin(
         self: &Arc<Self>,
         name: &str,
-        call: Call,
-        piece: Piece,
-        hold: Option<Arc<dyn Send + Sync>>,
+        call: &Call,
+        memory: Memory,
         waits: bool,
     ) -> Result<(Ticket, Arc<Flight>)> {
-        let Call { kind, dtype, shape, options } = call;
-        let Options { prescale, postscale, deadline } = options;
-        let flight = Arc::new(Flight::new(name));
-        let spec = Spec { kind, dtype, device: Device::Host, prescale, postscale };
-        let request = Request { name: Arc::clone(flight.name()), spec, shape };
-        let elements = (piece.output.len() / dtype.size()) as u64;
-        if request.elements() != elements {
-            let (shape, product) = (&request.shape, request.elements());
-            let reason = format!("its shape {shape:?} has {product} elements and its slice {elements}");
-            self.refuse(name, &reason);
-            return Err(Error::argument(format!("'{name}': {reason}; make Tensor::shape fit Tensor::as_slice")));
+        let Memory { pieces, row, uneven, hold } = memory;
+        for (shape, piece) in call.shapes.iter().zip(pieces.iter()) {
+            let (product, elements) = (elements(shape), piece.input.len() / call.dtype.size());
+            if product != elements {
+                let reason = format!("its shape {shape:?} has {product} elements and its slice {elements}");
+                return self.reject(name, &reason, "make Tensor::shape fit Tensor::as_slice");
+            }
         }
-        let entry = Entry { flight: Arc::clone(&flight), ticket: Ticket(0), piece, hold };
-        let ticket = self.submit(&request, entry, waits, deadline)?;
+        let flight = Arc::new(Flight::new(name));
+        let request = call.request(flight.name());
+        let entry = Entry { flight: Arc::clone(&flight), ticket: Ticket(0), pieces, row, uneven, hold };
+        let ticket = self.submit(&request, entry, waits, call.options.deadline)?;
         Ok((ticket, flight))
     }
 
+    /// Refuses a call, and tells the peers that submit the name.
+    pub(crate) fn reject<R>(self: &Arc<Self>, name: &str, reason: &str, advice: &str) -> Result<R> {
+        self.refuse(name, reason);
+        Err(Error::argument(format!("'{name}': {reason}; {advice}")))
+    }
+
     /// Submits an operation on borrowed memory and waits for it.
-    pub(crate) fn blocking(self: &Arc<Self>, name: &str, call: Call, data: RawSlice) -> Result<()> {
-        let (ticket, flight) = self.begin(name, call, Piece::in_place(data), None, true)?;
+    pub(crate) fn blocking(self: &Arc<Self>, name: &str, call: &Call, memory: Memory) -> Result<()> {
+        let (ticket, flight) = self.begin(name, call, memory, true)?;
         // The borrow ends with this call, however it ends.
         let _guard = Guard { set: self, ticket, flight: &flight };
         wait(self, ticket, &flight)
@@ -76,22 +139,33 @@ impl NamedSet {
     where
         B: Tensor + Send + 'static,
     {
-        let call = Call { kind, dtype: B::Element::DTYPE, shape: tensor.shape(), options };
+        let call = Call::new(kind, B::Element::DTYPE, tensor.shape(), options);
         let (hold, view) = Hold::new(tensor);
         let keep: Arc<dyn Send + Sync> = Arc::clone(&hold) as _;
-        let (ticket, flight) = self.begin(name, call, Piece::in_place(view), Some(keep), false)?;
-        Ok(Handle { set: Arc::clone(self), ticket, flight, hold })
+        let memory = Memory { hold: Some(keep), ..Memory::borrowed(Piece::in_place(view)) };
+        self.handle(name, &call, memory, hold)
     }
 
-    /// The broadcast from a global rank; tells the peers if it is not in the set.
-    pub(crate) fn broadcast_from(self: &Arc<Self>, name: &str, root: usize) -> Result<Kind> {
+    /// Submits an operation whose result `result` gives back.
+    pub(crate) fn handle<R>(
+        self: &Arc<Self>,
+        name: &str,
+        call: &Call,
+        memory: Memory,
+        result: Arc<dyn GiveBack<R>>,
+    ) -> Result<Handle<R>> {
+        let (ticket, flight) = self.begin(name, call, memory, false)?;
+        Ok(Handle { set: Arc::clone(self), ticket, flight, result })
+    }
+
+    /// The set rank of the global rank `root`; tells the peers if it is not in the set.
+    pub(crate) fn root(self: &Arc<Self>, name: &str, what: &str, root: usize) -> Result<u32> {
         let globals = self.team().globals();
         match globals.iter().position(|&rank| rank as usize == root) {
-            Some(root) => Ok(Kind::Broadcast { root: root as u32 }),
+            Some(root) => Ok(root as u32),
             None => {
-                let reason = format!("broadcast from rank {root}, which is not in the set {globals:?}");
-                self.refuse(name, &reason);
-                Err(Error::argument(format!("'{name}': {reason}; pass the global rank of a member")))
+                let reason = format!("{what} rank {root}, which is not in the set {globals:?}");
+                self.reject(name, &reason, "pass the global rank of a member")
             }
         }
     }

@@ -3,6 +3,7 @@
 mod call;
 mod driver;
 mod flight;
+mod running;
 mod scope;
 mod session;
 mod set;
@@ -15,20 +16,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use call::Call;
 pub use call::Options;
+pub(crate) use call::{Call, Memory, row_of};
 pub(crate) use driver::Driver;
 pub(crate) use flight::Flight;
 pub use scope::{Scope, ScopedHandle};
 pub(crate) use session::Session;
 pub(crate) use set::NamedSet;
-pub(crate) use tickets::Entry;
+pub(crate) use tickets::{Entry, Uneven};
 
 use crate::coordinator::Ticket;
 use crate::error::{Error, Result};
-use crate::tensor::Hold;
+use crate::tensor::GiveBack;
 
-/// A named operation in flight that owns its tensor, and gives it back when the operation has ended.
+/// A named operation in flight that owns its tensor, and gives it, or what it made of it, back when it has ended.
 ///
 /// The tensor cannot be touched meanwhile: the handle has it.
 ///
@@ -62,7 +63,7 @@ pub struct Handle<B> {
     pub(crate) set: Arc<NamedSet>,
     pub(crate) ticket: Ticket,
     pub(crate) flight: Arc<Flight>,
-    pub(crate) hold: Arc<Hold<B>>,
+    pub(crate) result: Arc<dyn GiveBack<B>>,
 }
 
 /// What [`Handle::wait_timeout`] came to.
@@ -122,7 +123,8 @@ impl<B> Handle<B> {
         }
     }
 
-    /// Gives the operation up and takes the tensor back, with unspecified elements.
+    /// Gives the operation up and takes the tensor back, with unspecified elements. Operations that make a new result,
+    /// such as an allgather, have nothing to give back.
     ///
     /// If the ranks have not agreed to run it yet, the name is withdrawn: the peers go on to wait for this rank to submit
     /// it again. After that it is too late, and the set is poisoned: every later operation of it fails, on every rank.
@@ -130,11 +132,11 @@ impl<B> Handle<B> {
         if !self.flight.is_over() {
             self.set.cancel(self.ticket);
         }
-        self.hold.take()
+        if matches!(self.flight.outcome(), Some(Ok(()))) { self.result.take() } else { self.result.cancelled() }
     }
 
     fn take(self) -> Result<B> {
-        self.hold.take().ok_or_else(|| Error::Cancelled(Arc::clone(self.flight.name())))
+        self.result.take().ok_or_else(|| Error::Cancelled(Arc::clone(self.flight.name())))
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::{Call, Flight, NamedSet, wait};
+use super::{Call, Flight, Memory, NamedSet, wait};
 use crate::coordinator::Ticket;
 use crate::error::Result;
 use crate::tensor::{Piece, RawSlice};
@@ -121,8 +121,8 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     }
 
     /// Begins an operation on memory borrowed for `'env`.
-    pub(crate) fn begin(&'scope self, name: &str, call: Call, data: RawSlice) -> Result<ScopedHandle<'scope>> {
-        let (ticket, flight) = self.set.begin(name, call, Piece::in_place(data), None, false)?;
+    pub(crate) fn begin(&'scope self, name: &str, call: &Call, data: RawSlice) -> Result<ScopedHandle<'scope>> {
+        let (ticket, flight) = self.set.begin(name, call, Memory::borrowed(Piece::in_place(data)), false)?;
         self.begun.borrow_mut().push((ticket, Arc::clone(&flight)));
         Ok(ScopedHandle { set: Arc::clone(&self.set), ticket, flight, scope: PhantomData })
     }

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::driver::Driver;
+use super::running::Running;
 use super::tickets::{Entry, Tickets};
 use super::wires::Wires;
-use crate::coordinator::{Action, Batch, Coordinator, Event, Kind, Params, Request, Ticket, Topology};
-use crate::engine::{Built, Channel, Collective, Operation, Pieces, Port, Prescale, Step, Team};
+use crate::coordinator::{Action, Batch, Coordinator, Event, Params, Request, Ticket, Topology};
+use crate::engine::{Built, Channel, Port, Step, Team};
 use crate::error::{Error, Result};
 use crate::event;
 
@@ -63,14 +64,6 @@ struct Over {
     error: Error,
     /// How long it is worth trying to tell other hosts.
     linger_until: Duration,
-}
-
-/// The batch in the channel.
-struct Running {
-    entries: Vec<Entry>,
-    /// When it last moved.
-    moved: Duration,
-    warned: bool,
 }
 
 impl std::fmt::Debug for Core {
@@ -365,6 +358,10 @@ impl Core {
                 running.moved = now;
                 Ok(true)
             }
+            Step::Ready(()) if running.go_on(&mut parts.channel)? => {
+                running.moved = now;
+                Ok(true)
+            }
             Step::Ready(()) => {
                 for entry in parts.running.take().into_iter().flat_map(|running| running.entries) {
                     self.tickets.end(entry, Ok(()));
@@ -378,30 +375,14 @@ impl Core {
         let Some(parts) = &mut self.parts else { return Ok(()) };
         let entries: Vec<Entry> = batch.items.iter().filter_map(|item| self.tickets.remove(item.ticket)).collect();
         let gone = entries.len() < batch.items.len();
-        let (op, root) = match batch.spec.kind {
-            Kind::Allreduce { op } => (Some(op), 0),
-            Kind::Broadcast { root } => (None, root as usize),
-        };
-        let pieces = match entries.as_slice() {
-            [entry] => Pieces::One([entry.piece]),
-            entries => Pieces::Many(entries.iter().map(|entry| entry.piece).collect()),
-        };
-        let operation = Operation {
-            collective: Collective::Logged { index: batch.index as u32, op, root },
-            dtype: batch.spec.dtype,
-            count: batch.items.iter().map(|item| item.elements as usize).sum(),
-            prescale: Prescale::All(batch.spec.prescale),
-            postscale: batch.spec.postscale,
-            pieces,
-        };
         // From here on the end of the set ends them.
-        parts.running = Some(Running { entries, moved: now, warned: false });
+        let running = parts.running.insert(Running::new(entries, &batch, now));
         parts.coordinator.recycle_batch(batch);
         if gone {
             // A ticket that is gone was cancelled after the ranks had agreed.
             return Err(Error::Poisoned("an operation was given up after the ranks had agreed to run it".into()));
         }
-        parts.channel.begin(operation)
+        running.begin(&mut parts.channel)
     }
 
     fn cancel(&mut self, ticket: Ticket, now: Duration, port: &Port) {
@@ -537,32 +518,4 @@ fn too_late(name: &str) -> Error {
         format!("'{name}' was given up after the ranks had agreed to run it; make a new process set, or end the job")
             .into(),
     )
-}
-
-impl Running {
-    /// Warns once, then fails, when the batch has not moved for long.
-    fn check(&mut self, now: Duration, channel: &Channel) -> Result<()> {
-        let port = channel.port();
-        let waited = now.saturating_sub(self.moved);
-        if waited < port.warning.min(port.deadline) || port.is_paused() {
-            return Ok(());
-        }
-        let what = self.describe();
-        let missing = port.blame(&channel.missing());
-        if waited >= port.deadline {
-            return Err(Error::Timeout { what: what.into(), waited, missing: missing.into() });
-        }
-        if !self.warned {
-            self.warned = true;
-            event::tell_warning(&format!("{what}: nothing moved for {waited:.0?}; {missing}"));
-        }
-        Ok(())
-    }
-
-    fn describe(&self) -> String {
-        let names: Vec<&str> = self.entries.iter().take(4).map(|entry| &**entry.flight.name()).collect();
-        let more = self.entries.len().saturating_sub(names.len());
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        format!("reducing '{}'{more}", names.join("', '"))
-    }
 }

@@ -6,17 +6,30 @@ use std::sync::Arc;
 
 use super::flight::Flight;
 use crate::coordinator::Ticket;
+use crate::engine::Pieces;
 use crate::error::{Error, Result};
-use crate::tensor::Piece;
+use crate::tensor::Grow;
 
 /// One operation in flight: its shared state, its memory, and what keeps that memory alive.
 pub(crate) struct Entry {
     pub(crate) flight: Arc<Flight>,
     /// Set when the entry is handed in.
     pub(crate) ticket: Ticket,
-    pub(crate) piece: Piece,
+    pub(crate) pieces: Pieces,
+    /// Elements of a row, for operations that keep rows whole.
+    pub(crate) row: usize,
+    /// What only operations on blocks that differ in size by rank have.
+    pub(crate) uneven: Option<Uneven>,
     /// The owned tensor; absent when the caller's borrow outlives the operation.
     pub(crate) hold: Option<Arc<dyn Send + Sync>>,
+}
+
+/// Blocks of whole rows, as many as each rank likes.
+pub(crate) struct Uneven {
+    /// Elements of the blocks that this rank sends: to all (one count), to each, or none.
+    pub(crate) counts: Vec<usize>,
+    /// Where the blocks go that it gets.
+    pub(crate) result: Arc<dyn Grow>,
 }
 
 impl fmt::Debug for Entry {

@@ -17,6 +17,8 @@ pub(crate) enum Cause {
     Dead,
     /// Its process is stopped, by a signal or a debugger: it may go on.
     Stopped,
+    /// Its host is gone. The watcher ends the job over that in a moment, with the reason if another host knows it.
+    Lost,
 }
 
 /// A rank that does not come, and why.
@@ -30,7 +32,7 @@ pub(crate) struct Absence {
 impl Absence {
     /// Whether waiting longer is in vain.
     pub(crate) fn is_final(&self) -> bool {
-        self.cause != Cause::Stopped
+        matches!(self.cause, Cause::Left | Cause::Dead)
     }
 }
 
@@ -103,7 +105,7 @@ impl Roster {
             HostState::Silent => {
                 (Cause::Stopped, format!("{who} does not answer: that host is stopped, or the network is cut"))
             }
-            HostState::Lost => (Cause::Dead, format!("{who} is gone: the connection to that host is lost")),
+            HostState::Lost => (Cause::Lost, format!("{who} is gone: the connection to that host is lost")),
         };
         Some(Absence { rank: rank as u32, cause, text })
     }
@@ -169,6 +171,7 @@ mod tests {
         roster.hosts.set(1, HostState::Left);
         assert_eq!((roster.missing(2).expect("left").cause, roster.missing(3)), (Cause::Left, None));
         roster.hosts.set(1, HostState::Lost);
-        assert!(roster.missing(3).expect("lost").to_string().starts_with("rank 3 on b is gone"));
+        let lost = roster.missing(3).expect("lost");
+        assert!(!lost.is_final() && lost.to_string().starts_with("rank 3 on b is gone"), "{lost}");
     }
 }

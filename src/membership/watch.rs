@@ -297,9 +297,10 @@ impl Watch {
             self.listen(heard);
             self.look_at_peers();
         }
-        if let Some(links) = &self.core.links
-            && !self.core.control.aborted()
-        {
+        if self.core.control.aborted() {
+            // A leader that has left goes with the failure, before its loop looks at the job again.
+            self.core.forward();
+        } else if let Some(links) = &self.core.links {
             links.bye();
         }
         // The rank ends; what is to be told must be told.

@@ -6,6 +6,7 @@
 
 use super::direct::{ChunkSteps, HostPlan, Own, UnpackAfter};
 use super::round::{Combine, LinkPlan, Round, Values};
+use super::slot::SlotPlan;
 use super::span::Span;
 
 /// A small generator (splitmix64): deterministic, seeded.
@@ -98,9 +99,22 @@ pub(super) struct Moved {
     pub(super) unpacked: usize,
 }
 
-/// Runs one operation on all members of a host; `inputs` and `outputs` are theirs.
+/// [`run_slots`] of direct schedules.
 pub(super) fn run_host(
     plans: &[HostPlan],
+    slots: usize,
+    slot_len: usize,
+    inputs: &[Memory],
+    outputs: &mut [Memory],
+    chance: &mut Chance,
+) -> Vec<Moved> {
+    let plans: Vec<SlotPlan> = plans.iter().map(|&plan| plan.into()).collect();
+    run_slots(&plans, slots, slot_len, inputs, outputs, chance)
+}
+
+/// Runs one operation on all members of a host; `inputs` and `outputs` are theirs.
+pub(super) fn run_slots(
+    plans: &[SlotPlan],
     slots: usize,
     slot_len: usize,
     inputs: &[Memory],
@@ -138,7 +152,7 @@ pub(super) fn run_host(
 
 /// One action of member `me`; false if it has to wait.
 fn advance(
-    plans: &[HostPlan],
+    plans: &[SlotPlan],
     me: usize,
     members: &mut [Member],
     memory: &mut [Vec<Slot>],

@@ -8,8 +8,8 @@
 //! others' slots; says *done*. Chunk c uses slot c mod slots, once every member has done chunk c - slots; who has nothing
 //! to do in a phase says so all the same.
 //!
-//! With n members, w owners and m bytes (of the tensor; for allgather and reduce-scatter of a block), a member reads and
-//! writes, the reads of a pack or copy counted like its writes:
+//! With n members, w owners and m bytes (of the tensor; for allgather of a block), a member reads and writes, the reads of
+//! a pack or copy counted like its writes:
 //!
 //! | operation | waits | everything packed | own part read from own input |
 //! |---|---|---|---|
@@ -18,7 +18,9 @@
 //! | two-shot allreduce, no owner | 2 | 4m | |
 //! | broadcast | 1 | 2m | |
 //! | allgather | 1 | 2m + 2nm | |
-//! | reduce-scatter | 1 | 3nm + m | 2m less |
+//! | reduce-scatter | 1 | 3m + m/n | 2m/n less |
+//! | reduce, root | 2 | 2m + (n+2) m/n + 2m (n-1)/n | 2m/n less |
+//! | reduce, others | 2 | 2m + (n+1) m/n | 2m/n less |
 //!
 //! Every reduction takes the members in order, so the bits are those of a sum in rank order, on every member.
 
@@ -35,8 +37,12 @@ pub(crate) enum HostOp {
     Broadcast { root: usize },
     /// Everyone's block of `count` elements to everyone.
     Allgather,
-    /// Block i of everyone's `members * count` elements, reduced, to member i.
-    ReduceScatter,
+    /// Block i of everyone's `count` elements, reduced, to member i. Blocks hold whole rows of `row` elements, as many each
+    /// as can be; the first ones have one more if they do not come out even.
+    ReduceScatter { row: usize },
+    /// The reduction of everyone's elements to `root`: the first `owners` members reduce a slice each, and the root, if it is
+    /// on this host, collects them.
+    Reduce { owners: usize, root: Option<usize> },
 }
 
 /// What one member does for each chunk of one operation.
@@ -116,20 +122,20 @@ impl Default for ChunkSteps {
 }
 
 impl ChunkSteps {
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.pack.clear();
         self.reduce = None;
         self.unpack.clear();
         self.after = UnpackAfter::Packed;
     }
 
-    fn pack(&mut self, data: Span, slot: usize) {
+    pub(super) fn pack(&mut self, data: Span, slot: usize) {
         if !data.is_empty() {
             self.pack.push(Pack { data, slot });
         }
     }
 
-    fn unpack(&mut self, from: usize, slot: Span, output: usize) {
+    pub(super) fn unpack(&mut self, from: usize, slot: Span, output: usize) {
         if !slot.is_empty() {
             self.unpack.push(Unpack { from, slot, output });
         }
@@ -151,7 +157,12 @@ impl HostPlan {
         match op {
             HostOp::TwoShot { owners } => assert!((1..=members).contains(&owners), "{owners} owners of {members}"),
             HostOp::Broadcast { root } => assert!(root < members, "root {root} of {members}"),
-            HostOp::ReduceScatter => {
+            HostOp::Reduce { owners, root } => {
+                assert!((1..=members).contains(&owners), "{owners} owners of {members}");
+                assert!(root.is_none_or(|root| root < members), "root {root:?} of {members}");
+            }
+            HostOp::ReduceScatter { row } => {
+                assert!(row > 0 && count.is_multiple_of(row), "{count} elements in rows of {row}");
                 assert!(chunk >= members, "a slot of {chunk} elements for {members} blocks");
                 // A slot holds a sub-block for each member; keep them aligned if they are long enough.
                 step = chunk / members;
@@ -172,12 +183,21 @@ impl HostPlan {
 
     /// How many chunks there are: the same on every member.
     pub(crate) fn chunks(&self) -> usize {
-        self.count.div_ceil(self.step)
+        match self.op {
+            // The first block is the longest.
+            HostOp::ReduceScatter { row } => self.block(0, row).len.div_ceil(self.step),
+            _ => self.count.div_ceil(self.step),
+        }
+    }
+
+    /// Member `index`'s block of a reduce-scatter.
+    fn block(&self, index: usize, row: usize) -> Span {
+        Span::new(0, self.count).part(index, self.members, row)
     }
 
     /// Whether members read what others reduced: then each says when it has.
     pub(crate) fn shares(&self) -> bool {
-        matches!(self.op, HostOp::TwoShot { .. })
+        matches!(self.op, HostOp::TwoShot { .. } | HostOp::Reduce { .. })
     }
 
     /// The elements of `0..count` that a chunk covers.
@@ -187,10 +207,11 @@ impl HostPlan {
 
     /// Owner `index`'s slice of a chunk of `len` elements, in the slot. Empty for whoever owns nothing.
     fn slice(&self, index: usize, len: usize) -> Span {
-        match self.op {
-            HostOp::TwoShot { owners } if index < owners => Span::new(0, len).part(index, owners, self.align),
-            _ => Span::default(),
-        }
+        let owners = match self.op {
+            HostOp::TwoShot { owners } | HostOp::Reduce { owners, .. } => owners,
+            _ => 0,
+        };
+        if index < owners { Span::new(0, len).part(index, owners, self.align) } else { Span::default() }
     }
 
     /// The other members, each once, the next one first: so that not all read the same slot at once.
@@ -202,6 +223,9 @@ impl HostPlan {
     /// What this member does for `chunk`, written over `steps`.
     pub(crate) fn steps(&self, chunk: usize, steps: &mut ChunkSteps) {
         steps.clear();
+        if let HostOp::ReduceScatter { row } = self.op {
+            return self.reduce_scatter(chunk, row, steps);
+        }
         let data = self.span(chunk);
         if data.is_empty() {
             return;
@@ -216,7 +240,10 @@ impl HostPlan {
                 let own = if self.own { Own::Input(data.start) } else { Own::Slot };
                 steps.reduce = Some(ReducePart { slot: whole, own, output: Some(data.start), share: false });
             }
-            HostOp::TwoShot { .. } => self.two_shot(data, steps),
+            HostOp::TwoShot { .. } => {
+                self.pack_and_reduce(data, true, steps);
+                self.collect(data, steps);
+            }
             HostOp::Broadcast { root } if root == self.me => {
                 if self.members > 1 {
                     steps.pack(data, 0);
@@ -230,20 +257,20 @@ impl HostPlan {
                     steps.unpack(from, whole, from * self.count + data.start);
                 }
             }
-            HostOp::ReduceScatter => {
-                for block in 0..self.members {
-                    if !(self.own && block == self.me) {
-                        steps.pack(data.shifted(block * self.count), block * self.step);
-                    }
-                }
-                let own = if self.own { Own::Input(self.me * self.count + data.start) } else { Own::Slot };
-                let slot = Span::new(self.me * self.step, data.len);
-                steps.reduce = Some(ReducePart { slot, own, output: Some(data.start), share: false });
-            }
+            HostOp::Reduce { root, .. } => self.reduce(data, root == Some(self.me), steps),
+            HostOp::ReduceScatter { .. } => unreachable!("its chunks are cut from each block"),
         }
     }
 
-    fn two_shot(&self, data: Span, steps: &mut ChunkSteps) {
+    fn reduce(&self, data: Span, is_root: bool, steps: &mut ChunkSteps) {
+        self.pack_and_reduce(data, is_root, steps);
+        if is_root {
+            self.collect(data, steps);
+        }
+    }
+
+    /// Packs what others reduce, and reduces the own slice: into the own slot, and into the output if it is wanted.
+    fn pack_and_reduce(&self, data: Span, output: bool, steps: &mut ChunkSteps) {
         steps.after = UnpackAfter::Reduced;
         let slice = self.slice(self.me, data.len);
         if self.own && !slice.is_empty() {
@@ -255,11 +282,31 @@ impl HostPlan {
         if !slice.is_empty() {
             let at = data.start + slice.start;
             let own = if self.own { Own::Input(at) } else { Own::Slot };
-            steps.reduce = Some(ReducePart { slot: slice, own, output: Some(at), share: self.members > 1 });
+            let share = self.members > 1 || !output;
+            steps.reduce = Some(ReducePart { slot: slice, own, output: output.then_some(at), share });
         }
+    }
+
+    /// Unpacks the slices that the others have reduced.
+    fn collect(&self, data: Span, steps: &mut ChunkSteps) {
         for from in self.others() {
             let slice = self.slice(from, data.len);
             steps.unpack(from, slice, data.start + slice.start);
+        }
+    }
+
+    fn reduce_scatter(&self, chunk: usize, row: usize, steps: &mut ChunkSteps) {
+        for index in 0..self.members {
+            if !(self.own && index == self.me) {
+                steps.pack(self.block(index, row).piece(chunk, self.step), index * self.step);
+            }
+        }
+        let block = self.block(self.me, row);
+        let data = block.piece(chunk, self.step);
+        if !data.is_empty() {
+            let own = if self.own { Own::Input(data.start) } else { Own::Slot };
+            let slot = Span::new(self.me * self.step, data.len);
+            steps.reduce = Some(ReducePart { slot, own, output: Some(data.start - block.start), share: false });
         }
     }
 }
@@ -321,11 +368,14 @@ mod tests {
         let plans = plans(op, n, count, chunk, 1 + chance.below(5), &mut chance);
         let (input_len, output_len) = match op {
             HostOp::Allgather => (count, n * count),
-            HostOp::ReduceScatter => (n * count, count),
             _ => (count, count),
         };
         let inputs: Vec<Memory> = (0..n).map(|rank| contributions(rank, input_len)).collect();
-        let mut outputs: Vec<Memory> = vec![vec![None; output_len]; n];
+        let block = |me: usize| match op {
+            HostOp::ReduceScatter { row } => Span::new(0, count).part(me, n, row),
+            _ => Span::new(0, output_len),
+        };
+        let mut outputs: Vec<Memory> = (0..n).map(|me| vec![None; block(me).len]).collect();
         let moved = run_host(&plans, slots, chunk, &inputs, &mut outputs, &mut chance);
         for (me, output) in outputs.iter().enumerate() {
             let traffic = (moved[me].packed, moved[me].reduced, moved[me].written, moved[me].unpacked);
@@ -343,12 +393,22 @@ mod tests {
                     assert!(output.iter().cloned().eq(all));
                     assert_eq!(traffic, (count, 0, 0, n * count));
                 }
-                _ => {
+                HostOp::Reduce { root, .. } if root != Some(me) => {
+                    assert!(output.iter().all(Option::is_none), "only the root gets something");
+                    assert_eq!(moved[me].unpacked, 0);
+                }
+                HostOp::Reduce { .. } => {
                     for (index, element) in output.iter().enumerate() {
-                        assert_ordered(element.as_ref().expect("written"), me * count + index, n);
+                        assert_ordered(element.as_ref().expect("written"), index, n);
                     }
-                    let packed = if plans[me].own { n - 1 } else { n } * count;
-                    assert_eq!(traffic, (packed, n * count, count, 0));
+                }
+                _ => {
+                    let block = block(me);
+                    for (index, element) in output.iter().enumerate() {
+                        assert_ordered(element.as_ref().expect("written"), block.start + index, n);
+                    }
+                    let packed = if plans[me].own { count - block.len } else { count };
+                    assert_eq!(traffic, (packed, n * block.len, block.len, 0));
                 }
             }
         }
@@ -401,8 +461,24 @@ mod tests {
         for n in 1..=17 {
             for count in counts(n, 20) {
                 gather(HostOp::Allgather, n, count, 20, count as u64);
-                gather(HostOp::ReduceScatter, n, count, 20, count as u64);
-                gather(HostOp::ReduceScatter, n, count, n, count as u64);
+                for row in [1, 3] {
+                    gather(HostOp::ReduceScatter { row }, n, count * row, 20, count as u64);
+                    gather(HostOp::ReduceScatter { row }, n, count * row * n, n, count as u64);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reduce_to_every_root() {
+        for n in 1..=17 {
+            for root in 0..n {
+                for count in [0, 1, n, 19, 20, 21, 67] {
+                    let seed = (n * 100 + root) as u64;
+                    gather(HostOp::Reduce { owners: n, root: Some(root) }, n, count, 20, seed);
+                    gather(HostOp::Reduce { owners: n.div_ceil(2), root: Some(root) }, n, count, 20, seed + 1);
+                    gather(HostOp::Reduce { owners: n.div_ceil(3), root: None }, n, count, 20, seed + 2);
+                }
             }
         }
     }
@@ -419,7 +495,8 @@ mod tests {
             allreduce(HostOp::OneShot, n, count, chunk, align, seed);
             gather(HostOp::Broadcast { root: owners % n }, n, count, chunk, seed);
             gather(HostOp::Allgather, n, count, chunk, seed);
-            gather(HostOp::ReduceScatter, n, count, chunk, seed);
+            gather(HostOp::ReduceScatter { row: align }, n, count * align, chunk, seed);
+            gather(HostOp::Reduce { owners: owners.min(n), root: Some(owners % n) }, n, count, chunk, seed);
         }
     }
 

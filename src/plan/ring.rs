@@ -40,11 +40,11 @@ impl Ring {
         Self::new(Kind::Allreduce, ranks, me, count, align)
     }
 
-    /// Reduce-scatter: the work area is `ranks` blocks of `count` elements, and block `me` ends complete.
+    /// Reduce-scatter: the work area is `count` elements in blocks of whole rows of `row`, and block `me` ends complete.
     ///
     /// The other blocks end with partial sums of no meaning.
-    pub(crate) fn reduce_scatter(ranks: usize, me: usize, count: usize) -> Self {
-        Self::new(Kind::ReduceScatter, ranks, me, count * ranks, 1)
+    pub(crate) fn reduce_scatter(ranks: usize, me: usize, count: usize, row: usize) -> Self {
+        Self::new(Kind::ReduceScatter, ranks, me, count, row)
     }
 
     /// Allgather: the work area is `ranks` blocks of `count` elements, and block `me` is loaded at the start.
@@ -130,15 +130,18 @@ mod tests {
         assert_eq!(total, 2 * (n - 1) * count);
     }
 
-    fn reduce_scatter(n: usize, count: usize, seed: u64) {
-        let plans: Vec<LinkPlan> = (0..n).map(|me| Ring::reduce_scatter(n, me, count).into()).collect();
+    fn reduce_scatter(n: usize, rows: usize, row: usize, seed: u64) {
+        let count = rows * row;
+        let plans: Vec<LinkPlan> = (0..n).map(|me| Ring::reduce_scatter(n, me, count, row).into()).collect();
         let own = |rank, at| Some(Element::of(rank, at));
-        let (work, sent) = run_links(&plans, n * count, own, &mut Chance::new(seed));
+        let (work, sent) = run_links(&plans, count, own, &mut Chance::new(seed));
         for (me, work) in work.iter().enumerate() {
-            for (index, element) in work.iter().enumerate().skip(me * count).take(count) {
+            let block = Span::new(0, count).part(me, n, row);
+            assert_eq!(block.len, (rows / n + usize::from(me < rows % n)) * row, "the first ranks get one row more");
+            for (index, element) in work.iter().enumerate().skip(block.start).take(block.len) {
                 assert_complete(element.as_ref().expect("written"), index, n);
             }
-            assert_eq!((sent[me].partial, sent[me].last), ((n - 1) * count, 0));
+            assert_eq!((sent[me].partial, sent[me].last), (if n == 1 { 0 } else { count - block.len }, 0));
         }
         assert_eq!(plans[0].rounds(), if count == 0 { 0 } else { (n - 1).max(1) });
     }
@@ -164,7 +167,8 @@ mod tests {
                 allreduce(n, count, 4, (n * 2000 + count) as u64);
             }
             for count in [0, 1, 2, 5, 7] {
-                reduce_scatter(n, count, (n + count) as u64);
+                reduce_scatter(n, n * count, 1, (n + count) as u64);
+                reduce_scatter(n, n + count, 1 + count, (n + count) as u64);
                 allgather(n, count, (n + count) as u64);
             }
         }
@@ -176,7 +180,7 @@ mod tests {
         #[test]
         fn any_shape(n in 1usize..=17, count in 0usize..150, align in 1usize..17, seed: u64) {
             allreduce(n, count, align, seed);
-            reduce_scatter(n, count / n, seed);
+            reduce_scatter(n, count, align.div_ceil(4), seed);
             allgather(n, count / n, seed);
         }
     }

@@ -11,6 +11,7 @@
 
 use super::chain::Chain;
 use super::meet::Meeting;
+use super::moves::PairMoves;
 use super::ring::Ring;
 use super::span::Span;
 use super::tree::Tree;
@@ -119,6 +120,7 @@ pub(crate) enum LinkPlan {
     Tree(Tree),
     Chain(Chain),
     Meeting(Meeting),
+    Pairs(PairMoves),
 }
 
 impl LinkPlan {
@@ -129,6 +131,7 @@ impl LinkPlan {
             Self::Tree(plan) => plan.rounds(),
             Self::Chain(plan) => plan.rounds(),
             Self::Meeting(plan) => plan.rounds(),
+            Self::Pairs(plan) => plan.rounds(),
         }
     }
 
@@ -140,6 +143,7 @@ impl LinkPlan {
             Self::Tree(plan) => plan.round(index, round),
             Self::Chain(plan) => plan.round(index, round),
             Self::Meeting(plan) => plan.round(index, round),
+            Self::Pairs(plan) => plan.round(index, round),
         }
     }
 }
@@ -153,6 +157,12 @@ impl From<Ring> for LinkPlan {
 impl From<Tree> for LinkPlan {
     fn from(plan: Tree) -> Self {
         Self::Tree(plan)
+    }
+}
+
+impl From<PairMoves> for LinkPlan {
+    fn from(plan: PairMoves) -> Self {
+        Self::Pairs(plan)
     }
 }
 

@@ -21,9 +21,10 @@ impl Span {
         self.len == 0
     }
 
-    /// The same elements, counted from `start` elements earlier.
-    pub(crate) const fn shifted(self, by: usize) -> Self {
-        Self { start: self.start + by, len: self.len }
+    /// The elements that are in both; where there are none, empty.
+    pub(crate) fn intersect(self, other: Self) -> Self {
+        let start = self.start.max(other.start);
+        Self { start, len: self.end().min(other.end()).saturating_sub(start) }
     }
 
     /// Piece `index` of the span cut into pieces of `size` (the last may be shorter; past the end it is empty).
@@ -79,6 +80,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn intersections() {
+        let span = Span::new(5, 10);
+        assert_eq!(span.intersect(Span::new(0, 7)), Span::new(5, 2));
+        assert_eq!(span.intersect(Span::new(14, 9)), Span::new(14, 1));
+        assert_eq!(span.intersect(Span::new(6, 3)), Span::new(6, 3));
+        assert!(span.intersect(Span::new(15, 3)).is_empty() && span.intersect(Span::new(0, 5)).is_empty());
     }
 
     #[test]

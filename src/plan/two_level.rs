@@ -118,6 +118,14 @@ impl TwoLevel {
         HostPlan::new(op, self.hosts[self.host].len(), self.member, count, chunk, align)
     }
 
+    /// The same for a reduction that only the set rank `root` gets.
+    pub(crate) fn reduce_plan(&self, root: usize, count: usize, chunk: usize, align: usize) -> HostPlan {
+        let ranks = &self.hosts[self.host];
+        let root = ranks.iter().position(|&rank| rank == root);
+        let op = HostOp::Reduce { owners: self.owners, root };
+        HostPlan::new(op, ranks.len(), self.member, count, chunk, align)
+    }
+
     /// This rank's schedule over its slice of `len` elements (of the chunk's `ReducePart`), or `None` if it owns no
     /// slices. Positions are hosts; [`Self::peer`] gives their set ranks. Spans count from the start of the slice.
     pub(crate) fn cross(&self, cross: Cross, len: usize, align: usize) -> Option<LinkPlan> {

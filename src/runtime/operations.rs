@@ -7,7 +7,7 @@ use crate::communicator::Communicator;
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Options, Scope};
 use crate::process_set::ProcessSet;
-use crate::tensor::{Element, ReduceOp, Reducible, Tensor};
+use crate::tensor::{Blocks, Element, ReduceOp, Reducible, Tensor};
 
 /// The name of [`Kolo::barrier`] among the named operations.
 const BARRIER: &str = "kolo.barrier";
@@ -157,6 +157,138 @@ impl Kolo {
         B: Tensor + Send + 'static,
     {
         self.world().broadcast_async(name, tensor, root)
+    }
+
+    /// Reduces the tensor `name` to rank `root`, in place, and waits for it: [`ProcessSet::reduce`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::reduce`].
+    pub fn reduce<T: Reducible>(&self, name: &str, data: &mut [T], op: ReduceOp, root: usize) -> Result<()> {
+        self.world().reduce(name, data, op, root)
+    }
+
+    /// Begins to reduce the tensor `name` to rank `root`: [`ProcessSet::reduce_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::reduce_async`].
+    pub fn reduce_async<B>(&self, name: &str, tensor: B, op: ReduceOp, root: usize) -> Result<Handle<B>>
+    where
+        B: Tensor<Element: Reducible> + Send + 'static,
+    {
+        self.world().reduce_async(name, tensor, op, root)
+    }
+
+    /// Reduces the tensor `name` and returns this rank's block: [`ProcessSet::reduce_scatter`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::reduce_scatter`].
+    pub fn reduce_scatter<T: Reducible>(&self, name: &str, data: &[T], op: ReduceOp) -> Result<Vec<T>> {
+        self.world().reduce_scatter(name, data, op)
+    }
+
+    /// Begins to reduce the tensor `name`, for this rank's rows: [`ProcessSet::reduce_scatter_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::reduce_scatter_async`].
+    pub fn reduce_scatter_async<B>(&self, name: &str, tensor: B, op: ReduceOp) -> Result<Handle<Vec<B::Element>>>
+    where
+        B: Tensor<Element: Reducible> + Send + 'static,
+    {
+        self.world().reduce_scatter_async(name, tensor, op)
+    }
+
+    /// Gathers the tensor `name` of every rank on every rank: [`ProcessSet::allgather`] of all ranks.
+    ///
+    /// ```
+    /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
+    /// let mine = vec![kolo.rank() as u64; 2 - kolo.rank()]; // lengths may differ
+    /// let all = kolo.allgather("who", &mine)?;
+    /// assert_eq!(all.data(), [0, 0, 1]);
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allgather`].
+    pub fn allgather<T: Element>(&self, name: &str, data: &[T]) -> Result<Blocks<T>> {
+        self.world().allgather(name, data)
+    }
+
+    /// Begins to gather the tensor `name` of every rank: [`ProcessSet::allgather_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allgather_async`].
+    pub fn allgather_async<B>(&self, name: &str, tensor: B) -> Result<Handle<Blocks<B::Element>>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        self.world().allgather_async(name, tensor)
+    }
+
+    /// Collects the tensor `name` of every rank on rank `root`: [`ProcessSet::gather`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::gather`].
+    pub fn gather<T: Element>(&self, name: &str, data: &[T], root: usize) -> Result<Blocks<T>> {
+        self.world().gather(name, data, root)
+    }
+
+    /// Begins to collect the tensor `name` on rank `root`: [`ProcessSet::gather_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::gather_async`].
+    pub fn gather_async<B>(&self, name: &str, tensor: B, root: usize) -> Result<Handle<Blocks<B::Element>>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        self.world().gather_async(name, tensor, root)
+    }
+
+    /// Cuts the tensor `name` of rank `root` into blocks, one for each rank: [`ProcessSet::scatter`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::scatter`].
+    pub fn scatter<T: Element>(&self, name: &str, data: &[T], counts: &[usize], root: usize) -> Result<Vec<T>> {
+        self.world().scatter(name, data, counts, root)
+    }
+
+    /// Sends a block of the tensor `name` to each rank: [`ProcessSet::alltoall`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::alltoall`].
+    pub fn alltoall<T: Element>(&self, name: &str, data: &[T], counts: &[usize]) -> Result<Blocks<T>> {
+        self.world().alltoall(name, data, counts)
+    }
+
+    /// Begins to send rows of the tensor `name` to each rank: [`ProcessSet::alltoall_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::alltoall_async`].
+    pub fn alltoall_async<B>(&self, name: &str, tensor: B, rows: &[usize]) -> Result<Handle<Blocks<B::Element>>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        self.world().alltoall_async(name, tensor, rows)
+    }
+
+    /// Reduces several tensors under one name, all or none: [`ProcessSet::allreduce_group`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce_group`].
+    pub fn allreduce_group<T: Reducible>(&self, name: &str, tensors: &mut [&mut [T]], op: ReduceOp) -> Result<()> {
+        self.world().allreduce_group(name, tensors, op)
+    }
+
+    /// Begins to reduce several tensors under one name: [`ProcessSet::allreduce_group_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce_group_async`].
+    pub fn allreduce_group_async<B>(&self, name: &str, tensors: Vec<B>, op: ReduceOp) -> Result<Handle<Vec<B>>>
+    where
+        B: Tensor<Element: Reducible> + Send + 'static,
+    {
+        self.world().allreduce_group_async(name, tensors, op)
     }
 
     /// Lends tensors to operations of all ranks that have all ended when it returns: [`ProcessSet::scope`].

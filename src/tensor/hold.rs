@@ -34,6 +34,25 @@ impl<B> Hold<B> {
     }
 }
 
+/// What a handle gives its user when the operation has ended.
+pub(crate) trait GiveBack<B>: Send + Sync {
+    /// The result, once. The caller has seen that the operation has ended well.
+    fn take(&self) -> Option<B>;
+
+    /// What is left of a cancelled operation, if it is the user's own. The caller has seen that nothing touches it.
+    fn cancelled(&self) -> Option<B>;
+}
+
+impl<B: Send> GiveBack<B> for Hold<B> {
+    fn take(&self) -> Option<B> {
+        Hold::take(self)
+    }
+
+    fn cancelled(&self) -> Option<B> {
+        Hold::take(self)
+    }
+}
+
 impl<B> Drop for Hold<B> {
     fn drop(&mut self) {
         drop(self.take());

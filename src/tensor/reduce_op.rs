@@ -5,7 +5,6 @@ use std::fmt;
 use half::{bf16, f16};
 
 use super::DType;
-use crate::error::{Error, Result};
 
 /// How the ranks' elements become one. What it gives for each type stands in `docs/types.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,11 +67,6 @@ impl ReduceOp {
             Self::And | Self::Or | Self::Xor => dtype.is_integer(),
             Self::Adasum => dtype.is_float(),
         }
-    }
-
-    /// Refuses a type that the operation does not take.
-    pub(crate) fn check(self, dtype: DType) -> Result<()> {
-        self.refusal(dtype).map_or(Ok(()), |text| Err(Error::argument(text)))
     }
 
     /// What to say of a type that the operation does not take: which it takes, and which operations take this one.
@@ -157,6 +151,9 @@ impl ReduceOp {
     }
 }
 
+/// What to say of Adasum where a rank gets a part of the result, or none.
+pub(crate) const NOT_IN_PARTS: &str = "adasum combines whole tensors, which every rank gets; use allreduce";
+
 fn padded(element: &[u8]) -> [u8; 8] {
     let mut bytes = [0; 8];
     bytes[..element.len()].copy_from_slice(element);
@@ -196,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_goes_instead() {
-        let text = |op: ReduceOp, dtype| op.check(dtype).expect_err("refused").to_string();
+        let text = |op: ReduceOp, dtype| op.refusal(dtype).expect("refused");
         let found = text(ReduceOp::And, DType::BF16);
         assert!(found.contains("and does not take bf16, only i32, i64, u8, u64, i8, i16, u16, u32"), "{found}");
         assert!(found.contains("reduce it by sum, average, min, max, product, adasum"), "{found}");
@@ -204,7 +201,7 @@ mod tests {
         assert!(found.contains("sum does not take bool") && found.contains("only moves"), "{found}");
         for dtype in DType::ALL {
             for op in ReduceOp::ALL {
-                assert_eq!(op.check(dtype).is_ok(), op.takes(dtype));
+                assert_eq!(op.refusal(dtype).is_none(), op.takes(dtype));
                 assert_eq!(op.identity(dtype).is_some(), op.takes(dtype));
             }
         }

@@ -129,6 +129,12 @@ impl<'a> Bench<'a> {
         (kind & 1 != 0, kind & 2 != 0)
     }
 
+    /// Whether it is the turn of a case that takes turns with others like it.
+    fn has_turn(&mut self) -> bool {
+        self.turn += 1;
+        self.turn.is_multiple_of(3)
+    }
+
     /// Allreduce of one type: every op, count and algorithm.
     pub(crate) fn allreduce<T: Sample>(&mut self) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
@@ -211,11 +217,8 @@ impl<'a> Bench<'a> {
             assert!(same(input.look(shared, count, &what), &data[me]), "{what}: input changed");
             self.cases += 1;
             for op in operations::<T>() {
-                if takes_turns(T::DTYPE, Some(op)) {
-                    self.turn += 1;
-                    if !self.turn.is_multiple_of(3) {
-                        continue;
-                    }
+                if takes_turns(T::DTYPE, Some(op)) && !self.has_turn() {
+                    continue;
                 }
                 let what = format!("reduce_scatter {op} of {count} {}, shared {shared}", T::DTYPE);
                 let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count * ranks)).collect();
@@ -237,6 +240,165 @@ impl<'a> Bench<'a> {
             self.world.barrier()?;
             self.cases += 1;
         }
+        Ok(())
+    }
+
+    /// Reduce, gather, scatter and alltoall of one type, with blocks of one size and of their own; reduce-scatter of rows
+    /// that do not come out even.
+    pub(crate) fn blocks<T: Sample>(&mut self) -> Result<()> {
+        for count in counts(size_of::<T>()) {
+            self.reduce::<T>(count)?;
+            self.uneven_reduce_scatter::<T>(count)?;
+            self.even_blocks::<T>(count)?;
+            self.uneven_blocks::<T>(count)?;
+        }
+        Ok(())
+    }
+
+    fn reduce<T: Sample>(&mut self, count: usize) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        let (mut input, mut output) = (Memory::<T>::new(self.kolo, count)?, Memory::<T>::new(self.kolo, count)?);
+        for op in operations::<T>() {
+            if takes_turns(T::DTYPE, Some(op)) && !self.has_turn() {
+                continue;
+            }
+            let (shared, in_place) = self.buffers();
+            let root = self.turn % ranks;
+            let what = format!("reduce {op} of {count} {} to {root}, shared {shared}, {in_place}", T::DTYPE);
+            let seed = self.random.next();
+            let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count)).collect();
+            let from = input.fill(shared, count, &data[me]);
+            let got = if in_place {
+                self.world.reduce(from, op, root)?;
+                input.look(shared, count, &what)
+            } else {
+                let to = output.fill(shared, count, &[]);
+                let to = if me == root { to } else { &mut to[..0] };
+                self.world.reduce_into(from, to, op, root)?;
+                assert!(same(input.look(shared, count, &what), &data[me]), "{what}: input changed");
+                output.look(shared, count, &what)
+            };
+            if me != root {
+                let untouched = if in_place { data[me].clone() } else { vec![poison(); count] };
+                assert!(same(got, &untouched), "{what}: written though it is not the root");
+            } else {
+                self.check_reduced(&what, got, &data, 0, op);
+            }
+            self.cases += 1;
+        }
+        Ok(())
+    }
+
+    /// `got` is the reduction of the elements from `start` on.
+    fn check_reduced<T: Sample>(&self, what: &str, got: &[T], data: &[Vec<T>], start: usize, op: ReduceOp) {
+        for (at, &got) in got.iter().enumerate() {
+            let column: Vec<T> = data.iter().map(|row| row[start + at]).collect();
+            let right =
+                if self.local { same(&[got], &[T::ordered(&column, op)]) } else { T::is_close(got, &column, op) };
+            assert!(right, "{what}: {got:?} at {at}, from {column:?}");
+        }
+    }
+
+    fn uneven_reduce_scatter<T: Sample>(&mut self, rows: usize) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        for op in operations::<T>() {
+            if takes_turns(T::DTYPE, Some(op)) && !self.has_turn() {
+                continue;
+            }
+            let (shared, _) = self.buffers();
+            let row = 1 + self.turn % 3;
+            let count = rows * row;
+            let what = format!("reduce_scatter {op} of {rows} rows of {row} {}, shared {shared}", T::DTYPE);
+            let seed = self.random.next();
+            let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count)).collect();
+            let rows_of = |rank: usize| rows / ranks + usize::from(rank < rows % ranks);
+            let (start, len) = ((0..me).map(rows_of).sum::<usize>() * row, rows_of(me) * row);
+            assert_eq!(self.world.reduce_scatter_len(count, row), len);
+            let (mut input, mut output) = (Memory::<T>::new(self.kolo, count)?, Memory::<T>::new(self.kolo, len)?);
+            let from = input.fill(shared, count, &data[me]);
+            self.world.reduce_scatter_rows(from, row, output.fill(shared, len, &[]), op)?;
+            self.check_reduced(&what, output.look(shared, len, &what), &data, start, op);
+            assert!(same(input.look(shared, count, &what), &data[me]), "{what}: input changed");
+            self.cases += 1;
+        }
+        Ok(())
+    }
+
+    fn even_blocks<T: Sample>(&mut self, count: usize) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        let all = count * ranks;
+        let (mut input, mut output) = (Memory::<T>::new(self.kolo, all)?, Memory::<T>::new(self.kolo, all)?);
+        let (shared, _) = self.buffers();
+        let seed = self.random.next();
+        let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, all)).collect();
+        for root in 0..ranks {
+            let what = format!("gather of {count} {} to {root}, shared {shared}", T::DTYPE);
+            let from = input.fill(shared, count, &data[me][..count]);
+            let to = output.fill(shared, all, &[]);
+            self.world.gather(from, if me == root { to } else { &mut to[..0] }, root)?;
+            let want = if me == root {
+                data.iter().flat_map(|row| &row[..count]).copied().collect()
+            } else {
+                vec![poison(); all]
+            };
+            assert!(same(output.look(shared, all, &what), &want), "{what}");
+
+            let what = format!("scatter of {count} {} from {root}, shared {shared}", T::DTYPE);
+            let from = input.fill(shared, all, &data[me]);
+            let from = if me == root { from } else { &mut from[..0] };
+            self.world.scatter(from, output.fill(shared, count, &[]), root)?;
+            assert!(same(output.look(shared, count, &what), &data[root][me * count..][..count]), "{what}");
+            self.cases += 2;
+        }
+        let what = format!("alltoall of {count} {}, shared {shared}", T::DTYPE);
+        let from = input.fill(shared, all, &data[me]);
+        self.world.alltoall(from, output.fill(shared, all, &[]))?;
+        let want: Vec<T> = data.iter().flat_map(|row| &row[me * count..][..count]).copied().collect();
+        assert!(same(output.look(shared, all, &what), &want), "{what}");
+        assert!(same(input.look(shared, all, &what), &data[me]), "{what}: input changed");
+        self.cases += 1;
+        Ok(())
+    }
+
+    fn uneven_blocks<T: Sample>(&mut self, most: usize) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        let mut random = Random(self.random.next());
+        // What each rank has for each; some have nothing, for some or for all.
+        let counts: Vec<Vec<usize>> = (0..ranks)
+            .map(|_| {
+                let nothing = random.next().is_multiple_of(4);
+                (0..ranks)
+                    .map(|_| {
+                        if nothing || random.next().is_multiple_of(3) { 0 } else { random.next() as usize % (most + 1) }
+                    })
+                    .collect()
+            })
+            .collect();
+        let seed = random.next();
+        let data: Vec<Vec<T>> =
+            counts.iter().enumerate().map(|(rank, counts)| draw(seed, rank, counts.iter().sum())).collect();
+        let start = |from: usize, to: usize| counts[from][..to].iter().sum::<usize>();
+        let block = |from: usize, to: usize| &data[from][start(from, to)..][..counts[from][to]];
+        let lengths: Vec<usize> = data.iter().map(Vec::len).collect();
+
+        let what = format!("of up to {most} {} a block, {counts:?}", T::DTYPE);
+        let all = self.world.allgatherv(&data[me])?;
+        assert!(same(all.data(), &data.concat()) && all.counts() == lengths, "allgatherv {what}");
+        let received = self.world.alltoallv(&data[me], &counts[me])?;
+        for from in 0..ranks {
+            assert!(same(received.block(from), block(from, me)), "alltoallv {what}: from {from}");
+        }
+        for root in 0..ranks {
+            let gathered = self.world.gatherv(&data[me], root)?;
+            let (want, lengths) =
+                if me == root { (data.concat(), lengths.clone()) } else { (Vec::new(), vec![0; ranks]) };
+            assert!(same(gathered.data(), &want) && gathered.counts() == lengths, "gatherv {what} to {root}");
+            let (input, counts): (&[T], &[usize]) = if me == root { (&data[me], &counts[me]) } else { (&[], &[]) };
+            let got = self.world.scatterv(input, counts, root)?;
+            assert!(same(&got, block(root, me)), "scatterv {what} from {root}");
+            self.cases += 2;
+        }
+        self.cases += 2;
         Ok(())
     }
 
@@ -266,6 +428,20 @@ impl<'a> Bench<'a> {
                 assert_eq!(*handle.wait()?, **from, "asynchronous broadcast of {count} bools from {root}");
                 self.cases += 4;
             }
+            let (all, named) = (self.world.allgatherv(&data[me])?, self.kolo.allgather("bools", &data[me])?);
+            assert!(all.data() == data.concat() && all == named, "allgather of {count} bools");
+            let mut cut = vec![count / ranks; ranks];
+            cut[ranks - 1] += count % ranks;
+            let mine = |from: usize| &data[from][cut[..me].iter().sum()..][..cut[me]];
+            let want: Vec<bool> = (0..ranks).flat_map(mine).copied().collect();
+            let (got, named) = (self.world.alltoallv(&data[me], &cut)?, self.kolo.alltoall("bools", &data[me], &cut)?);
+            assert!(got.data() == want && got == named, "alltoall of {count} bools");
+            let root = count % ranks;
+            let (input, sizes): (&[bool], &[usize]) = if me == root { (&data[me], &cut) } else { (&[], &[]) };
+            assert_eq!(self.world.scatterv(input, sizes, root)?, mine(root), "scatter of {count} bools");
+            let gathered = self.world.gatherv(&data[me], root)?;
+            assert_eq!(gathered.data(), if me == root { data.concat() } else { Vec::new() }, "gather of {count} bools");
+            self.cases += 6;
             let mut gathered = vec![true; count * ranks];
             self.world.allgather(&data[me], &mut gathered)?;
             assert_eq!(gathered, data.concat(), "allgather of {count} bools");

@@ -23,38 +23,58 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Each of them on one rank only: the others do not notice.
+    /// Each of them on one rank only, of each rank: the others learn of it where they make the call.
     pub(crate) fn wrong_arguments(&mut self) -> Result<()> {
-        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        let ranks = self.kolo.size();
         for odd in 0..ranks {
-            if me == odd {
-                let world = &mut self.world;
-                let mut output = vec![0_f32; 2 * ranks];
-                let text = argument(world.allreduce_into(&[0.0; 3], &mut output[..2], ReduceOp::Sum));
-                assert!(text.contains('3') && text.contains('2'), "{text}");
-                let text = argument(world.allgather(&[0.0_f32; 3], &mut output));
-                assert!(text.contains("allgather of 3 elements"), "{text}");
-                let text = argument(world.reduce_scatter(&[0.0; 7][..2 * ranks - 1], &mut output[..2], ReduceOp::Max));
-                assert!(text.contains("into 2"), "{text}");
-                let text = argument(world.allreduce(&mut [1.0_f32], ReduceOp::And))
-                    + &argument(world.allreduce_into(&[1.0_f64], &mut [0.0], ReduceOp::Or))
-                    + &argument(world.reduce_scatter(&output, &mut [0.0; 2], ReduceOp::Xor));
-                for words in ["and does not take f32, only i32", "or does not take f64", "xor does not take f32"] {
-                    assert!(text.contains(words), "{text}");
+            for wrong in Wrong::ALL {
+                // As for mismatches: between hosts it may show only at the deadline.
+                if self.local {
+                    self.wrong_argument(wrong, odd)?;
                 }
-                for root in [ranks, usize::MAX] {
-                    let text = argument(world.broadcast(&mut output, root));
-                    assert!(text.contains(&format!("its ranks are 0 to {}", ranks - 1)), "{text}");
-                }
-                let text = argument(world.send(&[1_u8], me)) + &argument(world.recv(&mut [1_u8], me));
-                assert!(text.matches("this rank itself").count() == 2, "{text}");
-                let text = argument(world.send(&[1_u8], ranks)) + &argument(world.recv(&mut [1_u8], ranks + 5));
-                assert!(text.matches("is not a rank").count() == 2, "{text}");
             }
+            self.wrong_peers(odd);
             self.right_call()?;
-            self.cases += 12;
         }
         Ok(())
+    }
+
+    fn wrong_argument(&mut self, wrong: Wrong, odd: usize) -> Result<()> {
+        let (ranks, me) = (self.kolo.size(), self.kolo.rank());
+        let what = format!("{wrong:?} of rank {odd}");
+        self.cases += 1;
+        let outcome = wrong.call(&mut self.world, me == odd);
+        if me == odd {
+            let text = argument(outcome);
+            assert!(wrong.words(ranks).iter().all(|word| text.contains(word)), "{what}: {text}");
+        } else if self.local {
+            let Err(Error::Mismatch(mismatch)) = outcome else { panic!("{what}: {outcome:?}") };
+            assert!(mismatch.views[odd].1.contains("refused"), "{what}: {mismatch}");
+        } else {
+            // Between hosts some ranks may be done before they hear of it.
+            let next = outcome.and_then(|()| self.world.barrier()).and_then(|()| self.world.barrier());
+            assert!(matches!(next, Err(Error::Poisoned(_))), "{what}: {next:?}");
+        }
+        if !self.local && ranks > 1 {
+            if me == odd {
+                let next = self.world.barrier();
+                assert!(matches!(next, Err(Error::Poisoned(_))), "{what}: {next:?}");
+            }
+            self.world = self.kolo.communicator()?;
+        }
+        self.right_call()
+    }
+
+    /// Messages have no turn that could be taken.
+    fn wrong_peers(&mut self, odd: usize) {
+        let (ranks, me, world) = (self.kolo.size(), self.kolo.rank(), &mut self.world);
+        if me == odd {
+            let text = argument(world.send(&[1_u8], me)) + &argument(world.recv(&mut [1_u8], me));
+            assert!(text.matches("this rank itself").count() == 2, "{text}");
+            let text = argument(world.send(&[1_u8], ranks)) + &argument(world.recv(&mut [1_u8], ranks + 5));
+            assert!(text.matches("is not a rank").count() == 2, "{text}");
+        }
+        self.cases += 4;
     }
 
     /// An algorithm that cannot serve leaves the one that was set.
@@ -160,6 +180,89 @@ impl Bench<'_> {
 fn check_views(outcome: Result<()>, from: usize, sends: &str, to: usize, receives: &str) {
     let Err(Error::Mismatch(mismatch)) = outcome else { panic!("{sends}, {receives}: {outcome:?}") };
     assert_eq!(mismatch.views, [(from as u32, sends.to_owned()), (to as u32, receives.to_owned())]);
+}
+
+/// A call that has a wrong argument on the odd rank.
+#[derive(Clone, Copy, Debug)]
+enum Wrong {
+    AllreduceLength,
+    AllgatherLength,
+    ReduceScatterLength,
+    ReduceScatterRows,
+    BroadcastRoot,
+    ReduceRoot,
+    GatherRoot,
+    ScattervRoot,
+    AlltoallLength,
+    AlltoallvCounts,
+    AllreduceType,
+    ReduceScatterType,
+    ReduceWhole,
+}
+
+impl Wrong {
+    const ALL: [Self; 13] = [
+        Self::AllreduceLength,
+        Self::AllgatherLength,
+        Self::ReduceScatterLength,
+        Self::ReduceScatterRows,
+        Self::BroadcastRoot,
+        Self::ReduceRoot,
+        Self::GatherRoot,
+        Self::ScattervRoot,
+        Self::AlltoallLength,
+        Self::AlltoallvCounts,
+        Self::AllreduceType,
+        Self::ReduceScatterType,
+        Self::ReduceWhole,
+    ];
+
+    fn call(self, world: &mut Communicator, wrong: bool) -> Result<()> {
+        let ranks = world.size();
+        let (input, mut output) = (vec![0.0_f32; 3 * ranks], vec![0.0_f32; 3 * ranks]);
+        let root = if wrong { [ranks, usize::MAX][world.rank() % 2] } else { 0 };
+        let one = usize::from(wrong);
+        let op = |other| if wrong { other } else { ReduceOp::Sum };
+        match self {
+            Self::AllreduceLength => world.allreduce_into(&input, &mut output[one..], ReduceOp::Sum),
+            Self::AllgatherLength => world.allgather(&input[..3 - one], &mut output),
+            Self::ReduceScatterLength => world.reduce_scatter(&input, &mut output[..3 - one], ReduceOp::Max),
+            Self::ReduceScatterRows => world.reduce_scatter_rows(&input[one..], 3, &mut output[..3], ReduceOp::Max),
+            Self::BroadcastRoot => world.broadcast(&mut output, root),
+            Self::ReduceRoot => world.reduce(&mut output, ReduceOp::Sum, root),
+            Self::GatherRoot => world.gatherv(&input, root).map(drop),
+            Self::ScattervRoot => world.scatterv(&input, &vec![3; ranks], root).map(drop),
+            Self::AlltoallLength => world.alltoall(&input, &mut output[one..]),
+            Self::AlltoallvCounts => world.alltoallv(&input, &vec![3 + one; ranks]).map(drop),
+            Self::AllreduceType => world.allreduce(&mut output, op(ReduceOp::And)),
+            Self::ReduceScatterType => world.reduce_scatter(&input, &mut output[..3], op(ReduceOp::Xor)),
+            Self::ReduceWhole => world.reduce(&mut output, op(ReduceOp::Adasum), 0),
+        }
+    }
+
+    /// What the error must say.
+    fn words(self, ranks: usize) -> Vec<String> {
+        let words: &[&str] = match self {
+            Self::AllreduceLength => &["allreduce of", "equally long"],
+            Self::AllgatherLength => &["allgather of 2 elements", "size times"],
+            Self::ReduceScatterLength => &["into 2", "gets 3"],
+            Self::ReduceScatterRows => &["in rows of 3", "whole rows"],
+            Self::BroadcastRoot => &["broadcast root"],
+            Self::ReduceRoot => &["reduce root"],
+            Self::GatherRoot => &["gather root"],
+            Self::ScattervRoot => &["scatter root"],
+            Self::AlltoallLength => &["alltoall of", "one block for each rank"],
+            Self::AlltoallvCounts => &["alltoallv of", "one count for each"],
+            Self::AllreduceType => &["and does not take f32, only i32", "reduce it by sum"],
+            Self::ReduceScatterType => &["xor does not take f32"],
+            Self::ReduceWhole => &["adasum combines whole tensors", "use allreduce"],
+        };
+        let mut words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        if words[0].ends_with("root") {
+            words.push(format!("its ranks are 0 to {}", ranks - 1));
+        }
+        words
+    }
 }
 
 /// In what the odd rank differs.

@@ -87,11 +87,13 @@ macro_rules! rows {
     };
 }
 
-/// The ranks' inputs in rank order, combined one after the other.
-pub(super) fn reference(kind: Kind, inputs: &[Data], factors: (f64, f64)) -> Data {
+/// What `me` gets: the ranks' inputs in rank order, combined one after the other.
+pub(super) fn reference(kind: Kind, inputs: &[Data], factors: (f64, f64), me: usize) -> Data {
     let op = match kind {
         Kind::Broadcast { root } => return inputs[root as usize].clone(),
-        Kind::Allreduce { op } => op,
+        Kind::Reduce { root, .. } if root as usize != me => return inputs[me].clone(),
+        Kind::Allreduce { op } | Kind::Reduce { op, .. } => op,
+        other => panic!("{other} has a reference of its own"),
     };
     match &inputs[0] {
         Data::F16(_) => {

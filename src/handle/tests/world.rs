@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::{Call, Driver, Flight, Handle, NamedSet, Options};
+use super::super::{Call, Driver, Flight, Handle, Memory, NamedSet, Options, Uneven};
 use super::data::{DTYPES, Data, draw, reference};
 use crate::coordinator::{Kind, Params, Ticket};
-use crate::engine::Built;
 use crate::engine::testing::{Random, Shape};
-use crate::error::Error;
-use crate::tensor::{DType, Piece, ReduceOp};
+use crate::engine::{Built, Pieces};
+use crate::error::{Error, Result};
+use crate::plan::moves::Move;
+use crate::tensor::{Blocks, DType, Hold, Piece, Received, ReduceOp};
 use crate::transport::sim::Network;
 use crate::transport::{Link, Stamp};
 
@@ -59,8 +60,10 @@ const ODDS: [Odd; 6] = [Odd::Dtype, Odd::Shape, Odd::Op, Odd::Kind, Odd::Prescal
 fn draw_plan(ranks: usize, random: &mut Random) -> Plan {
     let dtype = DTYPES[random.below(DTYPES.len())];
     let float = !matches!(dtype, DType::I32 | DType::U8);
-    let kind = match random.below(8) {
+    let kind = match random.below(12) {
         0 => Kind::Broadcast { root: random.below(ranks) as u32 },
+        8 => Kind::Reduce { op: ReduceOp::Sum, root: random.below(ranks) as u32 },
+        9 | 10 => return draw_moves(ranks, random),
         1 if float => Kind::Allreduce { op: ReduceOp::Average },
         2 if !float => Kind::Allreduce { op: [ReduceOp::And, ReduceOp::Or, ReduceOp::Xor][random.below(3)] },
         at => Kind::Allreduce {
@@ -80,14 +83,52 @@ fn draw_plan(ranks: usize, random: &mut Random) -> Plan {
     Plan { kind, dtype, shape, factors, odd }
 }
 
-impl Plan {
-    fn count(&self) -> usize {
-        self.shape.iter().product()
-    }
+/// Rows that change places; how many, each rank draws anew at each step.
+fn draw_moves(ranks: usize, random: &mut Random) -> Plan {
+    let kind = Kind::Move(if random.below(2) == 0 { Move::Allgather } else { Move::AllToAll });
+    let odd = (ranks > 1 && random.below(10) == 0).then(|| {
+        let how = [Odd::Shape, Odd::Op, Odd::Kind, Odd::Prescale, Odd::Refused][random.below(5)];
+        (random.below(ranks), how)
+    });
+    Plan { kind, dtype: DType::F32, shape: vec![0, 1 + random.below(3)], factors: (1.0, 1.0), odd }
+}
 
+/// How many of `rows` rows go to each of `ranks`.
+fn split(rows: usize, ranks: usize) -> Vec<usize> {
+    (0..ranks).map(|rank| rows / ranks + usize::from(rank < rows % ranks)).collect()
+}
+
+impl Plan {
     fn input(&self, seed: u64, name: usize, step: usize, rank: usize) -> Data {
         let salt = (name as u64) << 32 | (step as u64) << 16 | rank as u64;
-        draw(self.dtype, self.count(), &mut Random(seed ^ salt.wrapping_mul(0x2545_f491_4f6c_dd1d)))
+        let mut random = Random(seed ^ salt.wrapping_mul(0x2545_f491_4f6c_dd1d));
+        let count = if self.kind.has_own_rows() {
+            [0, 1, 7, 300][random.below(4)] * self.row()
+        } else {
+            self.shape.iter().product()
+        };
+        draw(self.dtype, count, &mut random)
+    }
+
+    fn row(&self) -> usize {
+        self.shape[1..].iter().product()
+    }
+
+    /// What rank `me` gets of rows that change places, with the elements from each rank.
+    fn blocks(&self, inputs: &[Data], me: usize) -> (Vec<f32>, Vec<usize>) {
+        let (mut all, mut counts) = (Vec::new(), Vec::new());
+        for input in inputs {
+            let Data::F32(values) = input else { panic!("{input:?} changes places") };
+            let splits = split(values.len() / self.row(), inputs.len());
+            let before: usize = splits[..me].iter().sum();
+            let block = match self.kind {
+                Kind::Move(Move::AllToAll) => &values[before * self.row()..][..splits[me] * self.row()],
+                _ => &values[..],
+            };
+            all.extend_from_slice(block);
+            counts.push(block.len());
+        }
+        (all, counts)
     }
 
     /// What `rank` asks for.
@@ -124,6 +165,7 @@ impl Plan {
 enum Buffer {
     Borrowed(Data),
     Owned(Handle<Vec<f32>>),
+    Blocks(Handle<Blocks<f32>>),
     /// The handle was dropped.
     Gone,
 }
@@ -155,6 +197,7 @@ impl Rank {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
     pub(super) reduced: usize,
+    pub(super) moved: usize,
     pub(super) mismatched: usize,
     pub(super) withdrawn: usize,
     pub(super) poisoned: usize,
@@ -163,10 +206,26 @@ pub(super) struct Seen {
 impl Seen {
     pub(super) fn add(&mut self, other: Self) {
         self.reduced += other.reduced;
+        self.moved += other.moved;
         self.mismatched += other.mismatched;
         self.withdrawn += other.withdrawn;
         self.poisoned += other.poisoned;
     }
+}
+
+fn begin_moves(set: &Arc<NamedSet>, name: &str, plan: &Plan, values: Vec<f32>) -> Result<Handle<Blocks<f32>>> {
+    let mut shape = plan.shape.clone();
+    shape[0] = values.len() / plan.row();
+    let counts = match plan.kind {
+        Kind::Move(Move::AllToAll) => split(shape[0], set.team().size()).iter().map(|rows| rows * plan.row()).collect(),
+        _ => vec![values.len()],
+    };
+    let (hold, input) = Hold::new(values);
+    let result = Received::<f32>::new();
+    let uneven = Some(Uneven { counts, result: Arc::clone(&result) as _ });
+    let pieces = Pieces::One([Piece { input, output: input.part(0, 0) }]);
+    let call = Call::new(plan.kind, DType::F32, shape, Options::default());
+    set.handle(name, &call, Memory { pieces, row: 1, uneven, hold: Some(hold as _) }, result)
 }
 
 pub(super) struct World {
@@ -305,6 +364,14 @@ impl World {
         let mut data = own.input(self.seed, name, step, at);
         let options = Options { prescale: own.factors.0, postscale: own.factors.1, deadline: None };
         let begun = match &data {
+            Data::F32(values) if own.kind.has_own_rows() => {
+                let handle = begin_moves(&rank.set, &text, &own, values.clone());
+                handle.map(|handle| InFlight {
+                    ticket: handle.ticket,
+                    flight: Arc::clone(&handle.flight),
+                    buffer: Buffer::Blocks(handle),
+                })
+            }
             Data::F32(values) if own.shape.len() == 1 && self.random.below(2) == 0 => {
                 let handle = rank.set.owned(&text, own.kind, values.clone(), options);
                 let drops = self.random.below(4) == 0;
@@ -315,9 +382,10 @@ impl World {
                 })
             }
             _ => {
-                let call = Call { kind: own.kind, dtype: own.dtype, shape: own.shape.clone(), options };
+                let call = Call::new(own.kind, own.dtype, own.shape.clone(), options);
                 let piece = Piece::in_place(data.raw());
-                let begun = rank.set.begin(&text, call, piece, None, self.random.below(3) == 0);
+                let memory = Memory::borrowed(piece);
+                let begun = rank.set.begin(&text, &call, memory, self.random.below(3) == 0);
                 begun.map(|(ticket, flight)| InFlight { ticket, flight, buffer: Buffer::Borrowed(data) })
             }
         };
@@ -348,6 +416,7 @@ impl World {
         let Some(flying) = rank.flying[name].take_if(|flying| !flying.flight.is_over()) else { return false };
         match flying.buffer {
             Buffer::Owned(handle) => assert!(handle.cancel().is_some()),
+            Buffer::Blocks(handle) => assert!(handle.cancel().is_none(), "there is no result yet"),
             Buffer::Borrowed(_) | Buffer::Gone => rank.set.cancel(flying.ticket),
         }
         let outcome = flying.flight.outcome().expect("a cancelled operation is over");
@@ -371,14 +440,21 @@ impl World {
             let context = format!("n{name}, step {step}, rank {at}, {plan:?}");
             match (outcome, plan.odd) {
                 (Ok(()), None) => {
+                    let inputs: Vec<Data> =
+                        (0..self.ranks.len()).map(|rank| plan.input(self.seed, name, step, rank)).collect();
                     let got = match flying.buffer {
                         Buffer::Borrowed(data) => data,
                         Buffer::Owned(handle) => Data::F32(handle.wait().expect("it ended well")),
+                        Buffer::Blocks(handle) => {
+                            let (got, (data, counts)) =
+                                (handle.wait().expect("it ended well"), plan.blocks(&inputs, at));
+                            assert!(got.data() == data && got.counts() == counts, "{context}: {got:?}");
+                            self.seen.moved += 1;
+                            continue;
+                        }
                         Buffer::Gone => continue,
                     };
-                    let inputs: Vec<Data> =
-                        (0..self.ranks.len()).map(|rank| plan.input(self.seed, name, step, rank)).collect();
-                    let want = reference(plan.kind, &inputs, plan.factors);
+                    let want = reference(plan.kind, &inputs, plan.factors, at);
                     if self.one_host {
                         assert!(got.bytes() == want.bytes(), "{context}: {got:?} and not {want:?}");
                     } else {

@@ -51,7 +51,6 @@ impl Fingerprint {
         (self.word0 >> 8) as u8
     }
 
-    #[cfg(test)]
     pub(crate) fn flags(self) -> u8 {
         self.word0 as u8
     }

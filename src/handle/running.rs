@@ -1,0 +1,106 @@
+//! The batch in a set's channel: one operation, or two where blocks differ in size by rank.
+
+use std::time::Duration;
+
+use super::tickets::Entry;
+use crate::coordinator::{Batch, Kind, Spec};
+use crate::engine::{Channel, Collective, Operation, Pieces, Prescale, Sizing};
+use crate::error::{Error, Result};
+use crate::event;
+use crate::plan::moves::Move;
+use crate::tensor::RawSlice;
+
+/// The batch in the channel.
+pub(super) struct Running {
+    pub(super) entries: Vec<Entry>,
+    /// When it last moved.
+    pub(super) moved: Duration,
+    spec: Spec,
+    /// The log entry that names it.
+    index: u64,
+    warned: bool,
+    /// The sizes of the blocks, while the ranks tell each other.
+    sizing: Option<Sizing>,
+}
+
+impl Running {
+    pub(super) fn new(entries: Vec<Entry>, batch: &Batch, now: Duration) -> Self {
+        Self { entries, moved: now, spec: batch.spec, index: batch.index, warned: false, sizing: None }
+    }
+
+    /// Hands the first operation to the channel.
+    pub(super) fn begin(&mut self, channel: &mut Channel) -> Result<()> {
+        let Spec { kind, dtype, prescale, postscale, .. } = self.spec;
+        let collective = match kind {
+            Kind::Allreduce { op } => Collective::Allreduce(op),
+            Kind::Broadcast { root } => Collective::Broadcast { root: root as usize },
+            Kind::Reduce { op, root } => Collective::Reduce { op, root: root as usize },
+            Kind::ReduceScatter { op } => Collective::ReduceScatter { op, row: self.row() },
+            Kind::Move(of) => return self.tell_sizes(of, channel),
+        };
+        let pieces = match self.entries.as_slice() {
+            [entry] => entry.pieces.clone(),
+            entries => Pieces::Many(entries.iter().flat_map(|entry| entry.pieces.iter().copied()).collect()),
+        };
+        let bytes: usize = pieces.iter().map(|piece| piece.input.len()).sum();
+        let operation = Operation::new(collective, dtype, bytes / dtype.size(), None);
+        channel.begin(Operation {
+            prescale: Prescale::All(prescale),
+            postscale,
+            pieces,
+            logged: Some(self.index),
+            ..operation
+        })
+    }
+
+    fn row(&self) -> usize {
+        self.entries.first().map_or(1, |entry| entry.row.max(1))
+    }
+
+    fn tell_sizes(&mut self, of: Move, channel: &mut Channel) -> Result<()> {
+        let counts = self.entries.first().and_then(|entry| entry.uneven.as_ref()).map(|uneven| uneven.counts.clone());
+        let (ranks, me) = (channel.team().size(), channel.team().rank());
+        let sizing = self.sizing.insert(Sizing::new(of, ranks, me, counts.unwrap_or_default()));
+        let operation = sizing.operation(self.spec.dtype, 1);
+        channel.begin(Operation { logged: Some(self.index), ..operation })
+    }
+
+    /// After the end of an operation in the channel: begins the next one, if there is one.
+    pub(super) fn go_on(&mut self, channel: &mut Channel) -> Result<bool> {
+        let (Some(sizing), Kind::Move(of)) = (self.sizing.take(), self.spec.kind) else { return Ok(false) };
+        let told = sizing.finish()?;
+        let Some(entry) = self.entries.first() else { return Ok(false) };
+        let input = entry.pieces.first().map_or_else(|| RawSlice::of::<u8>(&[]), |piece| piece.input);
+        let Some(uneven) = &entry.uneven else { return Ok(false) };
+        let output = uneven.result.grow(told.received.clone())?;
+        let operation = told.operation(of, self.spec.dtype, input, output);
+        channel.begin(Operation { logged: Some(self.index), ..operation })?;
+        Ok(true)
+    }
+
+    /// Warns once, then fails, when the batch has not moved for long.
+    pub(super) fn check(&mut self, now: Duration, channel: &Channel) -> Result<()> {
+        let port = channel.port();
+        let waited = now.saturating_sub(self.moved);
+        if waited < port.warning.min(port.deadline) || port.is_paused() {
+            return Ok(());
+        }
+        let what = self.describe();
+        let missing = port.blame(&channel.missing());
+        if waited >= port.deadline {
+            return Err(Error::Timeout { what: what.into(), waited, missing: missing.into() });
+        }
+        if !self.warned {
+            self.warned = true;
+            event::tell_warning(&format!("{what}: nothing moved for {waited:.0?}; {missing}"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let names: Vec<&str> = self.entries.iter().take(4).map(|entry| &**entry.flight.name()).collect();
+        let more = self.entries.len().saturating_sub(names.len());
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{} of '{}'{more}", self.spec.kind, names.join("', '"))
+    }
+}
