@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Built, Channel, Collective, Ground, Operation, Step, block};
+use crate::engine::{Built, Channel, Collective, Ground, Operation, Step, block, group, wish};
 use crate::error::{Error, Result};
 use crate::plan::Algorithm;
 use crate::tensor::{DType, Element, NOT_IN_PARTS, Piece, RawSlice, ReduceOp, Reducible};
@@ -79,9 +79,35 @@ impl Communicator {
     pub fn dup(&mut self) -> Result<Self> {
         let ground = Arc::clone(&self.ground);
         let ranks = self.channel.team().globals().to_vec();
-        let built = ground
-            .build(ranks, false, &mut |bytes| Ok(self.allgatherv(bytes)?.iter().map(<[u8]>::to_vec).collect()))?;
+        let built = ground.build(ranks, false, &mut |bytes| self.tell_all(bytes))?;
         Ok(Self::new(ground, built))
+    }
+
+    /// Cuts the ranks of this communicator into disjoint ones, one for each colour: a rank is with those of its `color`, in
+    /// the order of `key`, then of rank. A rank without a colour gets none.
+    ///
+    /// # Collective
+    /// Every rank of this communicator calls it, at the same place in its order.
+    ///
+    /// # Errors
+    /// As [`dup`](Self::dup).
+    pub fn split(&mut self, color: Option<u32>, key: i64) -> Result<Option<Self>> {
+        let ground = Arc::clone(&self.ground);
+        let ranks = group(&self.tell_all(&wish(color, key))?, color);
+        if ranks.is_empty() {
+            return ground.attend(&mut |bytes| self.tell_all(bytes)).map(|()| None);
+        }
+        let globals = ranks.iter().map(|&rank| self.channel.team().global(rank)).collect();
+        let built = ground.build(globals, false, &mut |bytes| {
+            let all = self.tell_all(bytes)?;
+            Ok(ranks.iter().map(|&rank| all[rank].clone()).collect())
+        })?;
+        Ok(Some(Self::new(ground, built)))
+    }
+
+    /// One message of every rank, in rank order.
+    fn tell_all(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(self.allgatherv(bytes)?.iter().map(<[u8]>::to_vec).collect())
     }
 
     /// Makes all later allreduces of this communicator use `algorithm`; `Auto` goes back to the table.

@@ -27,7 +27,7 @@ pub use error::{Error, Failure, Mismatch, Result};
 pub use half::{bf16, f16};
 pub use handle::{Handle, Options, Scope, ScopedHandle, Waited};
 pub use plan::Algorithm;
-pub use process_set::ProcessSet;
+pub use process_set::{Mesh, ProcessSet};
 pub use runtime::{Builder, Kolo, init, run, threads};
 pub use tensor::{Blocks, DType, Element, ReduceOp, Reducible, SharedBuffer, Tensor};
 

@@ -23,6 +23,7 @@ mod routes;
 mod seeded;
 mod sizing;
 mod slice;
+mod split;
 mod team;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -34,6 +35,7 @@ pub(crate) use channel::Channel;
 pub(crate) use ground::{Built, Ground};
 pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces, Prescale};
 pub(crate) use sizing::Sizing;
+pub(crate) use split::{group, wish};
 pub(crate) use team::Team;
 pub(crate) use wait::{Idle, Port, block};
 

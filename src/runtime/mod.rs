@@ -8,6 +8,7 @@ mod guard;
 mod home;
 mod kolo;
 mod operations;
+mod sets;
 mod threads;
 
 pub use builder::Builder;

@@ -1,11 +1,12 @@
-//! What a rank does with the others: sets, communicators, and named operations of all ranks.
+//! What a rank does with the others: communicators, and named operations of all ranks.
 
 use std::sync::Arc;
 
 use super::Kolo;
 use crate::communicator::Communicator;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::handle::{Handle, Options, Scope};
+#[cfg(doc)]
 use crate::process_set::ProcessSet;
 use crate::tensor::{Blocks, Element, ReduceOp, Reducible, Tensor};
 
@@ -25,54 +26,6 @@ impl Kolo {
         let all = (0..self.size() as u32).collect();
         let built = ground.build(all, false, &mut |bytes| self.job.allgather(bytes))?;
         Ok(Communicator::new(Arc::clone(ground), built))
-    }
-
-    /// A set of the global ranks `ranks` with named operations of its own; `None` on the ranks that are not in it.
-    ///
-    /// ```
-    /// # kolo::threads(3, |kolo| -> kolo::Result<()> {
-    /// let even = kolo.process_set(&[0, 2])?;
-    /// if let Some(even) = even {
-    ///     let mut data = [1.0_f32];
-    ///     even.allreduce("x", &mut data, kolo::ReduceOp::Sum)?;
-    ///     assert_eq!(data, [2.0]);
-    /// }
-    /// # Ok(())
-    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
-    /// # Ok::<(), kolo::Error>(())
-    /// ```
-    ///
-    /// # Collective
-    /// Every rank of the job, members or not, with the same list, in the same order among communicators and process
-    /// sets.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] on every rank if the list is empty, names a rank twice, or one that does not exist; else as
-    /// [`communicator`](Self::communicator).
-    pub fn process_set(&self, ranks: &[usize]) -> Result<Option<ProcessSet>> {
-        self.check_list(ranks)?;
-        let session = &self.world().session;
-        let members: Vec<u32> = ranks.iter().map(|&rank| rank as u32).collect();
-        if !ranks.contains(&self.rank()) {
-            return session.ground.attend(&mut |bytes| self.job.allgather(bytes)).map(|()| None);
-        }
-        let built = session.ground.build(members, true, &mut |bytes| {
-            let all = self.job.allgather(bytes)?;
-            Ok(ranks.iter().map(|&rank| all[rank].clone()).collect())
-        })?;
-        let set = session.named(built)?;
-        Ok(Some(ProcessSet { set, session: Arc::clone(session) }))
-    }
-
-    fn check_list(&self, ranks: &[usize]) -> Result<()> {
-        let last = self.size() - 1;
-        let wrong = match ranks.iter().enumerate().find(|&(at, rank)| *rank > last || ranks[..at].contains(rank)) {
-            Some((_, rank)) if *rank > last => format!("names rank {rank}, and the ranks are 0 to {last}"),
-            Some((_, rank)) => format!("names rank {rank} twice"),
-            None if ranks.is_empty() => "is empty".to_owned(),
-            None => return Ok(()),
-        };
-        Err(Error::argument(format!("the process set {ranks:?} {wrong}; list each member once")))
     }
 
     /// Returns once every rank has called it.

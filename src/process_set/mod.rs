@@ -1,7 +1,12 @@
 //! Sets of ranks that negotiate: named tensors, in any order, from any thread.
 
+mod mesh;
+
 use std::fmt;
 use std::sync::Arc;
+
+pub(crate) use mesh::Grid;
+pub use mesh::Mesh;
 
 use crate::error::Result;
 use crate::handle::{NamedSet, Scope, Session};
@@ -42,6 +47,18 @@ impl ProcessSet {
     #[must_use]
     pub fn ranks(&self) -> Vec<usize> {
         self.set.team().globals().iter().map(|&rank| rank as usize).collect()
+    }
+
+    /// The global rank of the set's rank `rank`, as roots are given; `None` if the set has no such rank.
+    #[must_use]
+    pub fn global_rank(&self, rank: usize) -> Option<usize> {
+        self.set.team().globals().get(rank).map(|&global| global as usize)
+    }
+
+    /// The set's rank of the global rank `global`; `None` if it is not in the set.
+    #[must_use]
+    pub fn set_rank(&self, global: usize) -> Option<usize> {
+        self.set.team().globals().iter().position(|&rank| rank as usize == global)
     }
 
     /// Lends tensors to operations that have all ended when it returns.
