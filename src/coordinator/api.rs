@@ -212,6 +212,8 @@ pub(crate) enum Action {
     Poison(Error),
     /// Tell the user.
     Warn(String),
+    /// Something waits. Have the leaders of all hosts drive this set for a while, though nothing of theirs is in flight.
+    Summon,
     /// Send to the leader of that host, in order.
     SendHost {
         /// Which host.

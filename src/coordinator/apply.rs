@@ -80,7 +80,10 @@ impl Coordinator {
                 Item::Evict { slot } => self.evict(slot, actions)?,
                 Item::Withdraw { rank, serial, target } => self.confirm(rank, serial, target, actions)?,
                 Item::Fail { name, groups } => self.fail(name, &groups, actions)?,
-                Item::Timeout { name, micros, missing } => return Err(self.time_out(name, micros, &missing, actions)),
+                Item::Timeout { name, micros, missing, silent } => {
+                    let waited = Duration::from_micros(micros);
+                    return Err(self.time_out(name, self.timeout_error(name, waited, &missing, &silent), actions));
+                }
             }
         }
         Ok(())
@@ -330,8 +333,7 @@ impl Coordinator {
         Ok(())
     }
 
-    fn time_out(&mut self, name: &str, micros: u64, missing: &[u32], actions: &mut Vec<Action>) -> Trouble {
-        let error = self.timeout_error(name, Duration::from_micros(micros), missing);
+    fn time_out(&mut self, name: &str, error: Error, actions: &mut Vec<Action>) -> Trouble {
         let index = self.names.find(name).map(|id| self.names.get(id).local).filter(|index| *index != NONE);
         if let Some(index) = index
             && let Some(ticket) = self.locals.remove(index).ticket

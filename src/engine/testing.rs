@@ -72,11 +72,11 @@ impl Shape {
                 negotiated: self.negotiated,
             };
             let anonymous = |bytes| Memory::new(Arc::new(Mapping::anonymous(bytes).unwrap()));
-            let control = anonymous(Control::bytes(members));
+            let control = anonymous(Control::bytes(members, ranks));
             let arena = anonymous(Arena::bytes(&params));
             for member in 0..members {
                 let port = Arc::new(Port {
-                    control: Control::new(&control, members, member).unwrap(),
+                    control: Control::new(&control, members, ranks, member).unwrap(),
                     crowded: true,
                     deadline: Duration::from_secs(60),
                     warning: Duration::from_secs(30),

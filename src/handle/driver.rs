@@ -32,8 +32,8 @@ pub(crate) struct Driver {
     busy: AtomicUsize,
     /// Threads that wait for a handle and drive meanwhile.
     waiters: AtomicUsize,
-    /// The background thread's alarm: changes whenever there may be work for it.
-    alarm: AtomicU32,
+    /// Summonses of this rank that were heeded.
+    heeded: AtomicU32,
     asleep: AtomicBool,
     stop: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -103,7 +103,7 @@ impl Driver {
             active: Mutex::default(),
             busy: AtomicUsize::new(0),
             waiters: AtomicUsize::new(0),
-            alarm: AtomicU32::new(0),
+            heeded: AtomicU32::new(0),
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             thread: Mutex::new(None),
@@ -181,8 +181,23 @@ impl Driver {
     }
 
     fn wake_thread(&self) {
-        self.alarm.fetch_add(1, Ordering::SeqCst);
-        futex::wake_all(&self.alarm);
+        let alarm = self.port.control.alarm();
+        alarm.fetch_add(1, Ordering::SeqCst);
+        futex::wake_all(alarm);
+    }
+
+    /// Lets the sets that this rank leads look at what others say, if somebody asked for that.
+    pub(super) fn heed_summons(&self) {
+        let summoned = self.port.control.summoned();
+        if self.heeded.swap(summoned, Ordering::SeqCst) != summoned {
+            for set in self.sets() {
+                set.attend();
+            }
+        }
+    }
+
+    fn sets(&self) -> Vec<Arc<NamedSet>> {
+        lock(&self.sets).iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Starts the background thread, unless it runs.
@@ -291,6 +306,7 @@ impl Driver {
     fn serve(&self) {
         let (mut idle, mut sets) = (Idle::default(), Vec::new());
         while !self.stop.load(Ordering::SeqCst) {
+            self.heed_summons();
             if self.busy.load(Ordering::SeqCst) == 0 || self.waiters.load(Ordering::SeqCst) > 0 {
                 idle = Idle::default();
                 sets.clear();
@@ -314,12 +330,14 @@ impl Driver {
 
     /// Sleeps until there is something to do that nobody waits for.
     fn sleep_until_needed(&self) {
-        let alarm = self.alarm.load(Ordering::SeqCst);
+        let word = self.port.control.alarm();
+        let alarm = word.load(Ordering::SeqCst);
         self.asleep.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         let idle = self.busy.load(Ordering::SeqCst) == 0 || self.waiters.load(Ordering::SeqCst) > 0;
-        if idle && !self.stop.load(Ordering::SeqCst) {
-            futex::wait(&self.alarm, alarm, None);
+        let summoned = self.port.control.summoned() != self.heeded.load(Ordering::SeqCst);
+        if idle && !summoned && !self.stop.load(Ordering::SeqCst) {
+            futex::wait(word, alarm, None);
         }
         self.asleep.store(false, Ordering::SeqCst);
     }
@@ -341,8 +359,7 @@ impl Driver {
     }
 
     fn shut_sets(&self, error: &Error) {
-        let sets: Vec<_> = lock(&self.sets).iter().filter_map(Weak::upgrade).collect();
-        for set in sets {
+        for set in self.sets() {
             set.shut(error);
         }
     }

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::driver::Driver;
-use super::running::Running;
+use super::running::{LISTED, Running, list};
 use super::tickets::{Entry, Tickets};
 use super::wires::Wires;
 use crate::coordinator::{Action, Batch, Coordinator, Event, Params, Request, Ticket, Topology};
-use crate::engine::{Built, Channel, Port, Step, Team};
+use crate::engine::{Built, Channel, Doubt, Port, Step, Team};
 use crate::error::{Error, Result};
 use crate::event;
 
@@ -21,6 +21,9 @@ const LOOK: Duration = Duration::from_millis(100);
 const UNDER_WAY: Duration = Duration::from_micros(500);
 /// The same while another host may begin to speak: that rings a bell, but the bell may be faster than the message.
 const EXPECTED: Duration = Duration::from_millis(5);
+
+/// How long a set looks at what other ranks say after a summons. Who goes on waiting summons again before that.
+const ATTENTION: Duration = Duration::from_secs(2);
 
 /// The named operations of one set on one rank.
 ///
@@ -40,6 +43,8 @@ struct Core {
     parts: Option<Box<Parts>>,
     /// Whether the driver has this set among those with something to do.
     active: bool,
+    /// Until when the set is active though it has nothing to do for this rank: others wait, and need its word.
+    attends_until: Duration,
     over: Option<Over>,
 }
 
@@ -52,10 +57,11 @@ struct Parts {
     batches: VecDeque<Batch>,
     running: Option<Running>,
     actions: Vec<Action>,
-    /// A rank gave up, and everything it had published before is read since.
-    heard_poison: bool,
+    /// A rank gave up or is gone, and everything it had published before is read since.
+    heard_all: bool,
     /// When to look again whether others are gone.
     look_at: Duration,
+    doubt: Doubt,
 }
 
 /// The end of the set.
@@ -89,12 +95,23 @@ impl NamedSet {
             batches: VecDeque::new(),
             running: None,
             actions: Vec::new(),
-            heard_poison: false,
+            heard_all: false,
             look_at: Duration::ZERO,
+            doubt: Doubt::default(),
         };
-        let core = Core { tickets: Tickets::default(), parts: Some(Box::new(parts)), active: false, over: None };
+        let core = Core {
+            tickets: Tickets::default(),
+            parts: Some(Box::new(parts)),
+            active: false,
+            attends_until: Duration::ZERO,
+            over: None,
+        };
         let set = Arc::new(Self { driver, team, core: Mutex::new(core) });
         set.driver.adopt(&set);
+        if set.speaks() {
+            // A summons reaches the background thread alone.
+            set.driver.start()?;
+        }
         Ok(set)
     }
 
@@ -200,11 +217,35 @@ impl NamedSet {
         Some((step, wake_at))
     }
 
+    /// Whether ranks of other hosts hear of those of this one by this rank.
+    fn speaks(&self) -> bool {
+        self.team.member() == 0 && !self.team.is_local()
+    }
+
+    /// Somebody waits: for a while, hears what the others have to say and speaks for them, as every leader must.
+    pub(super) fn attend(self: &Arc<Self>) {
+        if !self.speaks() {
+            return;
+        }
+        let now = self.driver.now();
+        let mut core = self.lock();
+        core.attends_until = now + ATTENTION;
+        if let Some(parts) = &mut core.parts {
+            parts.wires.touch();
+        }
+        self.release(core, now);
+    }
+
     /// Ends every operation in flight with `error`; the set takes no more, and lets go of everything shared.
     pub(crate) fn shut(self: &Arc<Self>, error: &Error) {
         let now = self.driver.now();
         let mut core = self.lock();
-        core.end_all(error, now);
+        if core.parts.as_ref().is_some_and(|parts| parts.running.is_some() || !parts.batches.is_empty()) {
+            // What the ranks have agreed to run will not end without this one: they hear it now, not by its absence.
+            core.poison(error, now, self.driver.port());
+        } else {
+            core.end_all(error, now);
+        }
         let parts = core.parts.take();
         self.release(core, now);
         let Some(mut parts) = parts else { return };
@@ -249,7 +290,7 @@ impl Core {
         let Some(parts) = &self.parts else { return true };
         match &self.over {
             Some(over) => parts.wires.is_flushed() || now >= over.linger_until,
-            None => self.tickets.is_empty() && parts.is_idle(),
+            None => self.tickets.is_empty() && parts.is_idle() && now >= self.attends_until,
         }
     }
 
@@ -327,6 +368,7 @@ impl Core {
                     }
                     Some(Action::Poison(error)) => self.poison(&for_others(&error), now, port),
                     Some(Action::Warn(text)) => event::tell_warning(&text),
+                    Some(Action::Summon) => port.summon(),
                     Some(other) => unreachable!("the wires carry {other:?}"),
                 }
             }
@@ -405,37 +447,58 @@ impl Core {
     /// Ends the set on this rank if the others cannot go on. Asked when nothing moves.
     fn heed_others(&mut self, now: Duration, port: &Port) -> Result<bool> {
         let Some(parts) = &mut self.parts else { return Ok(false) };
-        let poisoned = parts.culprit();
-        if poisoned.is_none() && now < parts.look_at {
+        let culprit = parts.culprit();
+        if culprit.is_none() && now < parts.look_at {
             return Ok(false);
         }
         parts.look_at = now + LOOK;
-        let what = parts.waits_for();
-        if !parts.heard_poison {
-            let gone = what.as_ref().is_some_and(|(_, ranks)| ranks.iter().any(|&rank| is_gone(port, rank)));
-            parts.heard_poison = poisoned.is_some() || gone;
-            // Whatever they had said before is there by now: an error of the log says more than their silence.
-            return Ok(parts.heard_poison);
+        let waits = parts.waits_for();
+        if culprit.is_some() {
+            parts.doubt.settle();
         }
-        if let Some((what, ranks)) = what {
-            port.expect(&what, &ranks)?;
-        }
-        let Some(rank) = poisoned else {
-            parts.heard_poison = false;
+        let ranks = waits.as_ref().map_or(&[][..], |(_, ranks)| ranks);
+        let gone = port.gone(ranks, &mut parts.doubt);
+        if culprit.is_none() && gone.is_none() {
+            parts.heard_all = false;
             return Ok(false);
+        }
+        if !std::mem::replace(&mut parts.heard_all, true) {
+            // Whatever they had said before is there by now: an error of the log says more than their silence.
+            return Ok(true);
+        }
+        port.check()?;
+        let what = waits.map_or_else(|| "the next operation".to_owned(), |(what, _)| what);
+        let (error, rank) = match (gone, culprit) {
+            (Some(absence), culprit) => {
+                let rank = culprit.unwrap_or(absence.rank);
+                (Error::Gone { what: what.into(), missing: absence.to_string().into() }, rank)
+            }
+            (None, culprit) => {
+                let rank = culprit.unwrap_or_default();
+                let text = format!(
+                    "{what} cannot end: rank {rank} left or gave up an operation of this set; make a new process set, or \
+                     end the job"
+                );
+                (Error::Poisoned(text.into()), rank)
+            }
         };
-        let text = format!("rank {rank} gave up an operation of this set; make a new process set, or end the job");
-        Err(Error::Poisoned(text.into()))
+        self.poison_for(&error, Some(rank), now, port);
+        Ok(true)
     }
 
     /// Ends the set, here and on the peers: no memory of any operation is touched any more.
     fn poison(&mut self, error: &Error, now: Duration, port: &Port) {
+        self.poison_for(error, None, now, port);
+    }
+
+    /// As [`poison`](Self::poison), because of the global rank `rank`, or of this one.
+    fn poison_for(&mut self, error: &Error, rank: Option<u32>, now: Duration, port: &Port) {
         if self.over.is_some() {
             return;
         }
         if let Some(parts) = self.parts.as_mut().filter(|_| !matches!(error, Error::Failed(_))) {
             let team = parts.channel.team();
-            let rank = parts.culprit().unwrap_or_else(|| team.global(team.rank()));
+            let rank = parts.culprit().or(rank).unwrap_or_else(|| team.global(team.rank()));
             // All operations: the set has no others to finish.
             parts.channel.arena().poison(1, rank);
             parts.wires.say_farewell(rank);
@@ -464,7 +527,15 @@ impl Core {
             self.tickets.end(entry, Err(error.clone()));
         }
         for entry in self.tickets.drain() {
-            self.tickets.end(entry, Err(others.clone()));
+            let error = match error {
+                // Nothing that was in flight can end without the rank.
+                Error::Gone { missing, .. } => {
+                    let what = format!("tensor '{}'", entry.flight.name()).into();
+                    Error::Gone { what, missing: Arc::clone(missing) }
+                }
+                _ => others.clone(),
+            };
+            self.tickets.end(entry, Err(error));
         }
     }
 }
@@ -489,8 +560,9 @@ impl Parts {
             return Some((running.describe(), self.channel.missing()));
         }
         // No operation can end without all ranks of the set.
-        let pending = self.coordinator.pending() > 0;
-        pending.then(|| ("the tensors in flight".to_owned(), self.channel.team().globals().to_vec()))
+        let count = self.coordinator.pending();
+        let names: Vec<&str> = self.coordinator.names_in_flight().take(LISTED).collect();
+        (count > 0).then(|| (list(&names, count), self.channel.team().globals().to_vec()))
     }
 
     /// Sends what waits to be sent, when nothing else is done any more.
@@ -499,10 +571,6 @@ impl Parts {
         self.wires.ignore_leaders()?;
         self.wires.flush(&mut self.coordinator).map(|_| ())
     }
-}
-
-fn is_gone(port: &Port, rank: u32) -> bool {
-    (port.absence)(rank).is_some_and(|absence| absence.is_final())
 }
 
 /// What `error`, which ended the set, is to the operations that it does not speak of.

@@ -330,6 +330,14 @@ impl Core {
         }
     }
 
+    /// Asks the ranks that lead sets, on all hosts, to look at them for a while, though they have nothing in flight
+    /// themselves: somebody waits, and only they know whom for.
+    pub(crate) fn summon(&self) {
+        self.control.ask_for_leaders();
+        self.nudge.look();
+        self.control.summon_members();
+    }
+
     /// Says that this rank waits for other hosts, until the value is dropped. A leader asks them meanwhile whether they
     /// are there; on other ranks it does nothing.
     pub(crate) fn wait_for_hosts(&self) -> Waiting {

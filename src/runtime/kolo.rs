@@ -179,4 +179,23 @@ mod tests {
             assert!(left > Duration::from_secs(900) && left <= Duration::from_secs(1000), "{left:?}");
         }
     }
+
+    #[test]
+    fn a_departure_is_known_to_every_rank_of_every_host() {
+        for leaver in 0..4 {
+            let gone = Builder::new().hosts([2, 2]).threads(4, |kolo| {
+                if kolo.rank() == leaver {
+                    return;
+                }
+                let absence = loop {
+                    match kolo.job.roster.missing(leaver) {
+                        Some(absence) => break absence,
+                        None => std::thread::yield_now(),
+                    }
+                };
+                assert!(absence.is_final(), "{absence}");
+            });
+            gone.expect("nobody failed");
+        }
+    }
 }

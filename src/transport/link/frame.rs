@@ -30,6 +30,10 @@ pub(super) enum Frame {
     Bye,
     /// Be patient for so long from now. Carries milliseconds.
     Pause(Duration),
+    /// These global ranks of the sender's host left in good order. At most [`RANKS`].
+    Departed(Vec<u32>),
+    /// Somebody waits: let the ranks that lead sets look at them.
+    Summons,
 }
 
 const DOORBELL: u8 = 1;
@@ -38,6 +42,11 @@ const ANSWER: u8 = 3;
 const FAILURE: u8 = 4;
 const BYE: u8 = 5;
 const PAUSE: u8 = 6;
+const DEPARTED: u8 = 7;
+const SUMMONS: u8 = 8;
+
+/// The most ranks that one frame names.
+pub(super) const RANKS: usize = 256;
 
 impl Frame {
     /// Appends the frame to `out`.
@@ -49,6 +58,11 @@ impl Frame {
             Self::Ask => out.push(ASK),
             Self::Answer => out.push(ANSWER),
             Self::Bye => out.push(BYE),
+            Self::Summons => out.push(SUMMONS),
+            Self::Departed(ranks) => {
+                out.push(DEPARTED);
+                ranks.iter().for_each(|rank| out.extend(rank.to_le_bytes()));
+            }
             Self::Pause(duration) => {
                 out.push(PAUSE);
                 out.extend(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
@@ -74,6 +88,13 @@ impl Frame {
             ASK => bare(Self::Ask),
             ANSWER => bare(Self::Answer),
             BYE => bare(Self::Bye),
+            SUMMONS => bare(Self::Summons),
+            DEPARTED => match payload.as_chunks::<4>() {
+                (ranks @ [_, ..], []) if ranks.len() <= RANKS => {
+                    Ok(Self::Departed(ranks.iter().map(|rank| u32::from_le_bytes(*rank)).collect()))
+                }
+                _ => Err("a departure of nobody, or of part of a rank"),
+            },
             PAUSE => {
                 let millis = payload.try_into().map_err(|_| "a pause of no length")?;
                 Ok(Self::Pause(Duration::from_millis(u64::from_le_bytes(millis))))
@@ -146,6 +167,8 @@ mod tests {
             Just(Frame::Ask),
             Just(Frame::Answer),
             Just(Frame::Bye),
+            Just(Frame::Summons),
+            prop::collection::vec(any::<u32>(), 1..=RANKS).prop_map(Frame::Departed),
             any::<u64>().prop_map(|millis| Frame::Pause(Duration::from_millis(millis))),
             (any::<u32>(), ".{0,60}", ".{0,250}")
                 .prop_map(|(rank, host, cause)| Frame::Abort(Failure::new(rank, host, cause))),
@@ -164,7 +187,10 @@ mod tests {
     fn each_wrong_form_is_refused() {
         for bytes in [
             &[0, 0, 0][..],
-            &[0, 0, 7],
+            &[0, 0, 9],
+            &[0, 0, DEPARTED],
+            &[3, 0, DEPARTED, 1, 0, 0],
+            &[1, 0, SUMMONS, 0],
             &[0, 0, PAUSE],
             &[1, 0, DOORBELL, 0],
             &[1, 0, FAILURE, 0],

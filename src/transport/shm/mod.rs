@@ -24,7 +24,7 @@ mod segment;
 
 pub(crate) use announcement::Fingerprint;
 pub(crate) use arena::{Arena, ArenaParams};
-pub(crate) use control::{Control, MemberState};
+pub(crate) use control::{Control, MemberState, Presence};
 pub(crate) use header::Stamp;
 pub(crate) use log::{ENTRY, Install, Log};
 pub(crate) use mailbox::{MailReceiver, MailSender};
