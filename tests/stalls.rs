@@ -127,7 +127,9 @@ fn disjoint_names_are_told_and_time_out() {
     if mpi::rank().is_some() {
         let code = kolo::run(|kolo| {
             let name = format!("only {}", kolo.rank());
-            let error = kolo.allreduce(&name, &mut [1.0_f32], ReduceOp::Sum).expect_err("nobody else asks for it");
+            let options = Options { deadline: Some(Duration::from_secs(2)), ..Options::default() };
+            let outcome = kolo.allreduce_with(&name, &mut [1.0_f32], ReduceOp::Sum, &options);
+            let error = outcome.expect_err("nobody else asks for it");
             let text = error.to_string();
             match error {
                 Error::Timeout { .. } => {
@@ -144,7 +146,7 @@ fn disjoint_names_are_told_and_time_out() {
         end(code);
     }
     for (ranks, hosts) in [(3, ""), (3, "2,1"), (4, "2,2"), (4, "1,1,2")] {
-        let job = mpirun(ranks).hosts(hosts).env("KOLO_DEADLINE", "2s").timeout(Duration::from_secs(30));
+        let job = mpirun(ranks).hosts(hosts);
         let output = job.run_self("disjoint_names_are_told_and_time_out");
         let context = format!("{ranks} ranks on '{hosts}': {output}");
         assert_eq!(output.matches("every rank waits, but for different tensors").count(), 1, "{context}");

@@ -205,6 +205,6 @@ impl Incoming<'_> {
         let name = format!("message from rank {from} to rank {me}");
         let views =
             vec![(from, format!("sends {count} {theirs}")), (me, format!("receives {} {}", self.wanted, self.dtype))];
-        Err(Error::Mismatch(Arc::new(Mismatch { name, views })))
+        Err(Error::Mismatch(Arc::new(Mismatch::new(name, views))))
     }
 }

@@ -292,6 +292,7 @@ impl Coordinator {
         let slot = self.names.get(id).slot;
         let cached = (slot != NONE).then(|| self.slots.get(slot).request.clone()).flatten();
         let mut views: Vec<(u32, String)> = Vec::with_capacity(self.size());
+        let mut explained = Vec::new();
         for group in groups {
             let text = match &group.said {
                 Said::Bit => cached.as_ref().map_or_else(|| "as before".to_owned(), |request| request.describe()),
@@ -299,6 +300,12 @@ impl Coordinator {
                 Said::Invalid(reason) => format!("refused there: {reason}"),
                 Said::Other => "something else".to_owned(),
             };
+            let request = match &group.said {
+                Said::Bit => cached.as_deref(),
+                Said::Request(request) => Some(request),
+                Said::Invalid(_) | Said::Other => None,
+            };
+            explained.extend(request.map(|request| (text.clone(), request.fields())));
             for rank in &group.ranks {
                 if self.decides && group.said != Said::Bit {
                     self.names.consume(id, *rank);
@@ -325,8 +332,9 @@ impl Coordinator {
         } else {
             let local = self.locals.remove(index);
             if let Some(ticket) = local.ticket {
-                let error = Error::Mismatch(Arc::new(Mismatch { name: name.to_owned(), views }));
-                actions.push(Action::Fail { ticket, error });
+                let mut mismatch = Mismatch::new(name, views);
+                explained.into_iter().for_each(|(words, fields)| mismatch.explain(&words, fields));
+                actions.push(Action::Fail { ticket, error: Error::Mismatch(Arc::new(mismatch)) });
             }
             self.release(id);
         }

@@ -8,7 +8,7 @@ use super::frame::{self, Target};
 use super::locals::Form;
 use super::peers::{Expired, Owned};
 use super::{Coordinator, NONE};
-use crate::error::Error;
+use crate::error::{Error, ranks_in_words};
 
 /// Time between scans while something is pending.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -444,14 +444,6 @@ impl Coordinator {
     /// Set ranks as words, in global ranks: `rank 3`, `ranks 0-2, 7`.
     fn ranks(&self, ranks: &[u32]) -> String {
         let global: Vec<u32> = ranks.iter().map(|rank| self.topology.global[*rank as usize]).collect();
-        let runs: Vec<String> = global
-            .chunk_by(|a, b| a + 1 == *b)
-            .map(|run| match run {
-                [one] => one.to_string(),
-                [first, .., last] => format!("{first}-{last}"),
-                [] => String::new(),
-            })
-            .collect();
-        format!("{} {}", if ranks.len() == 1 { "rank" } else { "ranks" }, runs.join(", "))
+        ranks_in_words(&global)
     }
 }
