@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::{Handle, NamedSet, Options};
 use super::world::sets;
 use crate::coordinator::{Kind, Params};
-use crate::engine::testing::Shape;
+use crate::engine::testing::{Random, Shape};
 use crate::error::{Error, Result};
 use crate::os::time;
 use crate::tensor::ReduceOp;
@@ -164,6 +164,31 @@ fn an_idle_leader_attends_when_it_is_summoned_and_names_who_is_late() {
     }
     ranks.sleep(Duration::from_secs(3));
     ranks.until(|ranks| ranks.sets.iter().all(|set| set.driver.busy() == 0));
+}
+
+#[test]
+fn a_farewell_of_one_host_does_not_overtake_what_the_log_says() {
+    for seed in 0..60 {
+        let mut random = Random(seed);
+        let shape = Shape { hosts: vec![1, 1, 2], seed, ..Shape::one_host(1) };
+        let mut ranks = Ranks { sets: sets(&shape, &Params::default()), time: Duration::ZERO };
+        let options = || Options { deadline: Some(Duration::from_millis(1)), ..Options::default() };
+        let handles = [0, 1, 3].map(|rank| ranks.begin(rank, "late", options()));
+        // Rank 2 leads ranks 2 and 3, and has nothing in flight.
+        ranks.sets[2].attend();
+        ranks.sleep(Duration::from_millis(2));
+        for turn in 0.. {
+            if handles.iter().all(|handle| handle.poll()) {
+                break;
+            }
+            ranks.poll(random.below(4));
+            assert!(turn < 100_000, "nothing comes of it: {:?}", ranks.sets);
+        }
+        for handle in handles {
+            let error = outcome(handle).expect_err("rank 2 stays away");
+            assert!(error.to_string().contains("; rank 2 did not submit it;"), "seed {seed}: {error}");
+        }
+    }
 }
 
 #[test]
