@@ -8,7 +8,8 @@ mod common;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use kolo::{Error, Options, ReduceOp};
+use kolo::{Error, Kolo, Options, RankState, ReduceOp, Status};
+use rustix::process::{Pid, Signal, kill_process};
 use xtask::harness::mpirun;
 use xtask::mpi;
 
@@ -100,6 +101,95 @@ fn a_rank_that_left_is_named_on_all_hosts_without_a_deadline() {
         job.run_self("a_rank_that_left_is_named_on_all_hosts_without_a_deadline");
     }
 }
+
+/// Rank 3 stays away, asleep at first, then stopped: whoever waits for it is told both, and what it did last.
+fn a_late_rank_is_looked_at() -> kolo::Result<()> {
+    let (judge, kolo) = (kolo::init()?, kolo::init()?);
+    let others = judge.process_set(&[0, 1, 2])?;
+    kolo.allreduce("known", &mut [1.0_f32], ReduceOp::Sum)?;
+    let Some(others) = others else { return judge.barrier() };
+    let options = Options { deadline: Some(Duration::from_secs(8)), ..Options::default() };
+    let handle = kolo.allreduce_async_with("late", vec![1.0_f32], ReduceOp::Sum, &options)?;
+    if kolo.rank() == 0 {
+        let pid = look_until(&kolo, |status| {
+            let known = status.pending.first().is_some_and(|late| late.missing == [3] && late.age.as_secs() >= 2);
+            let asleep = matches!(status.ranks[3].state, RankState::Running | RankState::Sleeping);
+            (known && asleep).then_some(status.ranks[3].pid)
+        });
+        let pid = Pid::from_raw(pid as i32).expect("a process");
+        kill_process(pid, Signal::STOP).expect("it is stopped");
+        look_until(&kolo, |status| (status.ranks[3].state == RankState::Stopped).then_some(()));
+    }
+    let outcome = handle.wait();
+    let status = kolo.status();
+    // Nobody lets it go on before all have their error.
+    others.allreduce::<u8>("all have seen it", &mut [], ReduceOp::Max)?;
+    kill_process(Pid::from_raw(status.ranks[3].pid as i32).expect("a process"), Signal::CONT).expect("it goes on");
+    judge.barrier()?;
+    let text = outcome.expect_err("rank 3 stays away").to_string();
+    for part in ["tensor 'late'", "rank 3 did not submit it", " is stopped; its last operation was 'known', number 1, "]
+    {
+        assert!(text.contains(part), "rank {}: {text}", kolo.rank());
+    }
+    assert!(status.pending.is_empty() && status.running.is_empty(), "{status:?}");
+    let last = status.ranks[3].last.as_ref().expect("it is known");
+    assert_eq!((&*last.name, last.sequence, last.in_flight), ("known", 1, 0));
+    Ok(())
+}
+
+/// Asks for the status until it has what is wanted.
+fn look_until<T>(kolo: &Kolo, wanted: impl Fn(&Status) -> Option<T>) -> T {
+    loop {
+        if let Some(found) = wanted(&kolo.status()) {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_late_rank_is_shown_with_its_state_and_its_last_operation() {
+    if mpi::rank().is_some() {
+        a_late_rank_is_looked_at().expect("the judge works on");
+        end(ExitCode::SUCCESS);
+    }
+    for hosts in ["", "2,2"] {
+        let job = mpirun(4).hosts(hosts).env("KOLO_STALL_WARNING", "600ms");
+        let output = job.run_self("a_late_rank_is_shown_with_its_state_and_its_last_operation");
+        let told: Vec<&str> = output.lines().filter(|line| line.starts_with("  rank 3 on ")).collect();
+        let context = format!("on hosts '{hosts}': {output}");
+        assert_eq!(told.len(), 2, "once, and again when it stopped: {context}");
+        assert!(!told[0].contains("is stopped") && told[1].contains("is stopped"), "{context}");
+        assert!(told.iter().all(|line| line.contains("its last operation was 'known', number 1, ")), "{context}");
+        assert_eq!(output.matches("'late': submitted by ranks 0-2; not by rank 3").count(), 2, "{context}");
+    }
+}
+
+mpi_test!(the_status_says_what_each_rank_can_know, np = [2], hosts = ["2,2"], |kolo| {
+    let handle = (kolo.rank() > 0).then(|| kolo.allreduce_async("late", vec![1_u8], ReduceOp::Sum)).transpose()?;
+    // On one host everybody knows of all. With several, the first rank does, once somebody has called it.
+    let wanted: [&[usize]; 3] = match (kolo.size(), kolo.rank()) {
+        (2, _) => [&[1], &[0], &[]],
+        (_, 0) => [&[1, 2, 3], &[0], &[]],
+        (_, 1) => [&[1], &[], &[0, 2, 3]],
+        (_, 2) => [&[2], &[], &[0, 1, 3]],
+        _ => [&[3], &[], &[0, 1, 2]],
+    };
+    look_until(kolo, |status| {
+        let late = status.pending.iter().find(|tensor| tensor.name == "late")?;
+        (wanted == [&late.submitted[..], &late.missing, &late.unknown]).then_some(())
+    });
+    kolo.barrier()?;
+    if kolo.rank() == 0 {
+        kolo.allreduce("late", &mut [1_u8], ReduceOp::Sum)?;
+    }
+    handle.map_or(Ok(vec![]), |handle| handle.wait())?;
+    let status = kolo.status();
+    let ranks: Vec<usize> = status.ranks.iter().map(|rank| rank.rank).collect();
+    assert_eq!(ranks, (0..kolo.size()).collect::<Vec<_>>());
+    assert!(status.running.is_empty(), "{status:?}");
+    kolo.barrier()?;
+});
 
 mpi_test!(
     the_root_of_a_broadcast_may_leave_at_once,

@@ -82,6 +82,7 @@ impl Coordinator {
                 Item::Fail { name, groups } => self.fail(name, &groups, actions)?,
                 Item::Timeout { name, micros, missing, silent } => {
                     let waited = Duration::from_micros(micros);
+                    self.note_late(&missing, &silent);
                     return Err(self.time_out(name, self.timeout_error(name, waited, &missing, &silent), actions));
                 }
             }

@@ -32,6 +32,7 @@ use std::time::Duration;
 pub(crate) use api::MAX_FRAME;
 pub(crate) use api::{Action, Batch, BatchItem, Event, Params, Ticket, Topology};
 pub(crate) use request::{Device, Group, Kind, Request, Spec};
+pub(crate) use stall::Stalled;
 
 use crate::error::{Error, Result};
 

@@ -60,6 +60,8 @@ pub(super) struct Watch {
     warned: String,
     /// When this rank may summon the leaders again.
     summon_at: Duration,
+    /// The global ranks because of which the set ended.
+    late: Vec<u32>,
 }
 
 impl Watch {
@@ -73,6 +75,7 @@ impl Watch {
             slots: vec![Since { touched: 0, at: None }; capacity],
             warned: String::new(),
             summon_at: Duration::ZERO,
+            late: Vec::new(),
         }
     }
 
@@ -106,8 +109,8 @@ impl Watch {
 }
 
 impl Coordinator {
-    /// The names that wait for ranks, as far as this rank knows: all of them at a decider, those of its host at a leader,
-    /// its own elsewhere.
+    /// The names that wait for ranks, as far as this rank knows: all of them at a decider, its own elsewhere, and at a
+    /// leader those that a bit of its host stands for.
     pub(crate) fn report(&self, now: Duration) -> Report {
         let mut stalled = Vec::new();
         if self.over.is_some() {
@@ -131,14 +134,25 @@ impl Coordinator {
                 stalled.push(self.stalled(now, *id, frames.since));
             }
         }
-        if !self.watches_peers() {
+        if !self.decides {
             for index in self.locals.iter().filter(|index| matches!(self.locals.get(*index).form, Form::Frame(_))) {
                 let local = self.locals.get(index);
-                stalled.push(self.stalled(now, local.name, Some(local.since)));
+                // Not once more where others have set a bit of the name.
+                if stalled.iter().all(|known: &Stalled| known.name != self.names.get(local.name).name) {
+                    stalled.push(self.stalled(now, local.name, Some(local.since)));
+                }
             }
         }
         stalled.sort_by(|a, b| b.waited.cmp(&a.waited).then_with(|| a.name.cmp(&b.name)));
         Report { stalled }
+    }
+
+    /// As [`report`](Self::report), and what it shows has an age from now on.
+    pub(crate) fn look(&mut self, now: Duration) -> Report {
+        if self.over.is_none() {
+            self.date(now);
+        }
+        self.report(now)
     }
 
     fn stalled(&self, now: Duration, id: u32, since: Option<Duration>) -> Stalled {
@@ -312,11 +326,17 @@ impl Coordinator {
             return;
         }
         let chosen = |stalled: &&Stalled| disjoint || stalled.waited >= self.params.stall_warn;
-        let text = self.warning(disjoint, &report.stalled.iter().filter(chosen).collect::<Vec<_>>());
-        if text != self.stall.warned {
+        let chosen: Vec<&Stalled> = report.stalled.iter().filter(chosen).collect();
+        let text = self.warning(disjoint, &chosen);
+        let news = text != self.stall.warned;
+        if news {
             self.stall.warned.clone_from(&text);
-            actions.push(Action::Warn(text));
         }
+        let late = chosen.iter().take(LISTED).flat_map(|stalled| stalled.missing.iter().chain(&stalled.unknown));
+        let mut ranks: Vec<u32> = late.map(|rank| self.topology.global[*rank as usize]).collect();
+        ranks.sort_unstable();
+        ranks.dedup();
+        actions.push(Action::Warn { text, ranks, news });
     }
 
     fn warning(&self, disjoint: bool, chosen: &[&Stalled]) -> String {
@@ -362,6 +382,7 @@ impl Coordinator {
                 } else {
                     self.no_answer(&name, waited)
                 };
+                self.note_late(&missing, &unknown);
                 let ticket = self.locals.get_mut(index).ticket.take();
                 actions.extend(ticket.map(|ticket| Action::Fail { ticket, error: error.clone() }));
                 actions.push(Action::Poison(error.clone()));
@@ -403,6 +424,17 @@ impl Coordinator {
         let target = slot.map_or_else(|| Target::Name(&self.names.get(id).name), Target::Slot);
         frame::put_expired(&mut bytes, self.next, waited.as_micros() as u64, target);
         self.publish(bytes, actions);
+    }
+
+    /// Keeps the ranks because of which the set ends.
+    pub(super) fn note_late(&mut self, missing: &[u32], silent: &[u32]) {
+        let late = missing.iter().chain(silent);
+        self.stall.late = late.map(|rank| self.topology.global[*rank as usize]).collect();
+    }
+
+    /// The global ranks because of which a deadline passed.
+    pub(crate) fn late(&self) -> &[u32] {
+        &self.stall.late
     }
 
     /// The error of a name that `missing` did not submit, while the leaders `silent` did not answer for their hosts.

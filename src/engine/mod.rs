@@ -34,7 +34,7 @@ pub(crate) use ground::{Built, Ground};
 pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces};
 pub(crate) use sizing::Sizing;
 pub(crate) use team::Team;
-pub(crate) use wait::{Doubt, Idle, Port, block};
+pub(crate) use wait::{BLAMED, Doubt, Idle, Port, block};
 
 /// What a poll came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::routes::Routes;
 use super::{Channel, Port, Step, Team};
+use crate::membership::RankStatus;
 use crate::os::memory::Mapping;
 use crate::plan::{Algorithm, Layout, Table, Thresholds};
 use crate::transport::Stamp;
@@ -82,6 +83,7 @@ impl Shape {
                     warning: Duration::from_secs(30),
                     abroad: None,
                     absence: Box::new(|_| None),
+                    standing: Box::new(RankStatus::unknown),
                 });
                 let me = self.hosts[..host].iter().sum::<usize>() + member;
                 let all: Vec<u32> = (0..ranks as u32).collect();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Step;
 use crate::error::{Error, Failure, Result};
-use crate::membership::{Absence, Core, Waiting};
+use crate::membership::{Absence, Core, RankStatus, Waiting};
 use crate::os::sync::{spin_loop, yield_now};
 use crate::transport::shm::Control;
 
@@ -20,6 +20,8 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 /// nap when something comes after a pause.
 const NAPS: [Duration; 2] = [Duration::from_micros(50), Duration::from_millis(10)];
 
+/// Missing ranks of which a message says what is known.
+pub(crate) const BLAMED: usize = 8;
 /// What a rank sent before it left arrives while a waiting rank looks so often, a [`LONGEST_SLEEP`] apart.
 const DOUBTS: u32 = 5;
 
@@ -49,6 +51,8 @@ pub(crate) struct Port {
     pub(crate) abroad: Option<Arc<Core>>,
     /// Says why a global rank does not come, if there is something to tell.
     pub(crate) absence: Box<dyn Fn(u32) -> Option<Absence> + Send + Sync>,
+    /// Says what a global rank does.
+    pub(crate) standing: Box<dyn Fn(u32) -> RankStatus + Send + Sync>,
 }
 
 impl std::fmt::Debug for Port {
@@ -204,8 +208,12 @@ impl Port {
         if ranks.is_empty() {
             return "no rank is known to be missing: the network may be cut".to_owned();
         }
-        let tell = |&rank: &u32| (self.absence)(rank).map_or_else(|| format!("rank {rank}"), |why| why.to_string());
-        let list: Vec<String> = ranks.iter().map(tell).collect();
+        let tell =
+            |&rank: &u32| (self.absence)(rank).map_or_else(|| (self.standing)(rank).to_string(), |why| why.to_string());
+        let mut list: Vec<String> = ranks.iter().take(BLAMED).map(tell).collect();
+        if ranks.len() > BLAMED {
+            list.push(format!("and {} more", ranks.len() - BLAMED));
+        }
         format!("missing: {}; see what those ranks do, or raise KOLO_DEADLINE", list.join("; "))
     }
 

@@ -15,6 +15,7 @@ use crate::engine::{Idle, Port, Step};
 use crate::error::{Error, Result};
 use crate::os::futex;
 use crate::os::sync::{AtomicU32, fence};
+use crate::os::time;
 
 /// Says that a thread of kolo itself panicked.
 pub(crate) type OnPanic = Box<dyn Fn(&str) + Send + Sync>;
@@ -23,6 +24,8 @@ pub(crate) type OnPanic = Box<dyn Fn(&str) + Send + Sync>;
 pub(crate) struct Driver {
     port: Arc<Port>,
     clock: Clock,
+    /// When the driver was made, in the clock of the host.
+    born: Duration,
     on_panic: OnPanic,
     /// Every set, for the end.
     sets: Mutex<Vec<Weak<NamedSet>>>,
@@ -98,6 +101,7 @@ impl Driver {
         Self {
             port,
             clock,
+            born: time::monotonic(),
             on_panic,
             sets: Mutex::default(),
             active: Mutex::default(),
@@ -121,6 +125,11 @@ impl Driver {
             #[cfg(test)]
             Clock::Virtual(now) => *lock(now),
         }
+    }
+
+    /// A time of that clock in the clock that the host's processes share.
+    pub(super) fn host_time(&self, time: Duration) -> Duration {
+        self.born.saturating_add(time)
     }
 
     #[cfg(test)]

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use super::driver::Driver;
 use super::running::{LISTED, Running, list};
+use super::status::Status;
 use super::tickets::{Entry, Tickets};
 use super::wires::Wires;
 use crate::coordinator::{Action, Batch, Coordinator, Event, Params, Request, Ticket, Topology};
-use crate::engine::{Built, Channel, Doubt, Port, Step, Team};
+use crate::engine::{BLAMED, Built, Channel, Doubt, Port, Step, Team};
 use crate::error::{Error, Result};
 use crate::event;
+use crate::membership::{RankState, RankStatus};
 
 /// How long a set that is over, or whose rank leaves, tries to hand its last messages to other hosts.
 const LINGER: Duration = Duration::from_secs(1);
@@ -62,6 +64,8 @@ struct Parts {
     /// When to look again whether others are gone.
     look_at: Duration,
     doubt: Doubt,
+    /// What the last warning said of each rank, but for times.
+    told: Vec<(usize, RankState)>,
 }
 
 /// The end of the set.
@@ -98,6 +102,7 @@ impl NamedSet {
             heard_all: false,
             look_at: Duration::ZERO,
             doubt: Doubt::default(),
+            told: Vec::new(),
         };
         let core = Core {
             tickets: Tickets::default(),
@@ -117,6 +122,11 @@ impl NamedSet {
 
     pub(crate) fn team(&self) -> &Team {
         &self.team
+    }
+
+    /// This rank's number in the job.
+    fn global(&self) -> usize {
+        self.team.global(self.team.rank()) as usize
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
@@ -161,6 +171,7 @@ impl NamedSet {
                 "'{name}' is already in flight on this rank; wait for it first, or use another name"
             )));
         };
+        self.driver.port().control.doings().submit(self.global(), &request.name, self.driver.host_time(now));
         core.tell(now, Event::Submit { ticket, request, urgent, deadline }, self.driver.port());
         let outcome = flight.outcome();
         self.release(core, now);
@@ -256,6 +267,27 @@ impl NamedSet {
         }
     }
 
+    /// What this rank knows of the operations that have not ended, and of the set's ranks.
+    pub(crate) fn status(self: &Arc<Self>) -> Status {
+        let (now, port) = (self.driver.now(), self.driver.port());
+        let mut core = self.lock();
+        // A rank with nothing in flight does not follow what its peers submit. Negotiation alone, which any thread may
+        // advance: no data moves.
+        let heard = if core.over.is_none() { core.negotiate(now, port).map(|_| ()) } else { Ok(()) };
+        if let Err(error) = heard {
+            core.poison(&error, now, port);
+        }
+        let (mut stalled, mut running) = (Vec::new(), Vec::new());
+        if let Some(parts) = &mut core.parts {
+            stalled = parts.coordinator.look(now).stalled;
+            let entries = parts.running.iter().flat_map(|running| &running.entries);
+            running = entries.map(|entry| entry.flight.name().to_string()).collect();
+        }
+        self.release(core, now);
+        self.driver.hand_over();
+        Status::new(&self.team, stalled, running, &|rank| (port.standing)(rank))
+    }
+
     #[cfg(test)]
     pub(super) fn is_running(&self) -> bool {
         self.lock().parts.as_ref().is_some_and(|parts| parts.running.is_some())
@@ -277,6 +309,9 @@ impl NamedSet {
             if active { self.driver.activate(self) } else { self.driver.retire(self) }
         }
         drop(core);
+        if ended > 0 {
+            self.driver.port().control.doings().end(self.global(), ended as u64);
+        }
         self.driver.ended(ended);
         // Tensors whose handles are gone: dropping them is user code.
         drop(spent);
@@ -361,13 +396,19 @@ impl Core {
                 match wires.act(now, action, coordinator, actions, &mut rang) {
                     None => {}
                     Some(Action::Run(batch)) => batches.push_back(batch),
-                    Some(Action::Fail { ticket, error }) => {
+                    Some(Action::Fail { ticket, mut error }) => {
+                        if let Error::Timeout { missing, .. } = &mut error {
+                            *missing = with_standings(missing, coordinator.late(), port);
+                        }
                         if let Some(entry) = self.tickets.remove(ticket) {
                             self.tickets.end(entry, Err(error));
                         }
                     }
-                    Some(Action::Poison(error)) => self.poison(&for_others(&error), now, port),
-                    Some(Action::Warn(text)) => event::tell_warning(&text),
+                    Some(Action::Poison(error)) => {
+                        let late = parts.coordinator.late().first().copied();
+                        self.poison_for(&for_others(&error), late, now, port);
+                    }
+                    Some(Action::Warn { text, ranks, news }) => parts.warn(&text, &ranks, news, port),
                     Some(Action::Summon) => port.summon(),
                     Some(other) => unreachable!("the wires carry {other:?}"),
                 }
@@ -452,6 +493,7 @@ impl Core {
             return Ok(false);
         }
         parts.look_at = now + LOOK;
+        parts.wires.lose_patience();
         let waits = parts.waits_for();
         if culprit.is_some() {
             parts.doubt.settle();
@@ -476,8 +518,8 @@ impl Core {
             (None, culprit) => {
                 let rank = culprit.unwrap_or_default();
                 let text = format!(
-                    "{what} cannot end: rank {rank} left or gave up an operation of this set; make a new process set, or \
-                     end the job"
+                    "{what} cannot end: rank {rank} left, did not come, or gave up an operation of this set; make a new \
+                     process set, or end the job"
                 );
                 (Error::Poisoned(text.into()), rank)
             }
@@ -565,12 +607,30 @@ impl Parts {
         (count > 0).then(|| (list(&names, count), self.channel.team().globals().to_vec()))
     }
 
+    /// Tells the user of names that wait, and what the missing ranks do: once, and again when either changes.
+    fn warn(&mut self, text: &str, ranks: &[u32], news: bool, port: &Port) {
+        let standings: Vec<RankStatus> = ranks.iter().take(BLAMED).map(|&rank| (port.standing)(rank)).collect();
+        let told = standings.iter().map(RankStatus::gist).collect();
+        if std::mem::replace(&mut self.told, told) != self.told || news {
+            let lines: String = standings.iter().map(|standing| format!("\n  {standing}")).collect();
+            let more = ranks.len() - standings.len();
+            let more = if more > 0 { format!("\n  and {more} more ranks") } else { String::new() };
+            event::tell_warning(&format!("{text}; of the missing ranks is known:{lines}{more}"));
+        }
+    }
+
     /// Sends what waits to be sent, when nothing else is done any more.
     fn flush_last(&mut self) -> Result<()> {
         self.channel.take_leave();
         self.wires.ignore_leaders()?;
         self.wires.flush(&mut self.coordinator).map(|_| ())
     }
+}
+
+/// Says of each rank that was late what it does.
+fn with_standings(missing: &str, late: &[u32], port: &Port) -> Arc<str> {
+    let standings = late.iter().take(BLAMED).map(|&rank| format!("; {}", (port.standing)(rank)));
+    standings.fold(missing.to_owned(), |text, standing| text + &standing).into()
 }
 
 /// What `error`, which ended the set, is to the operations that it does not speak of.

@@ -7,6 +7,7 @@ mod absence;
 mod hosts;
 mod last_words;
 pub(crate) mod share;
+mod standing;
 mod watch;
 mod world;
 
@@ -33,6 +34,7 @@ pub(crate) use absence::{Absence, Roster};
 pub(crate) use hosts::{Hosts, Waiting};
 pub(crate) use last_words::{panic_text, record_panics};
 pub(crate) use share::Way;
+pub use standing::{LastOperation, RankState, RankStatus};
 pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
 pub(crate) use world::World;
 

@@ -432,7 +432,17 @@ impl Watch {
                 }
                 core.control.bells().ring_all();
             }
-            LinkEvent::Summoned { .. } => core.control.summon_members(),
+            LinkEvent::Summoned { host } => {
+                core.control.summon_members();
+                if let Some(links) = &core.links {
+                    links.report(host, core.topology.host().ranks.iter().filter_map(|&rank| core.roster.report(rank)));
+                }
+            }
+            LinkEvent::Reported { host, report } => {
+                if core.topology.hosts()[host].ranks.contains(&(report.rank as usize)) {
+                    core.roster.take_report(report);
+                }
+            }
             LinkEvent::Left { host } => {
                 hosts.set(host, HostState::Left);
                 self.note(host, Presence::Left);

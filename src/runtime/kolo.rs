@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::engine::Ground;
 use crate::error::{Error, Result};
-use crate::handle::Session;
+use crate::handle::{Session, Status};
 use crate::membership::Job;
 use crate::process_set::ProcessSet;
 use crate::tensor::{Element, SharedBuffer};
@@ -121,6 +121,13 @@ impl Kolo {
     #[inline]
     pub fn check(&self) -> Result<()> {
         self.job.check()
+    }
+
+    /// What this rank knows of tensors that wait for ranks, and of what every rank does: [`ProcessSet::status`] of all
+    /// ranks.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.world().status()
     }
 
     /// Asks all ranks to be patient for so long: deadlines and warnings of waits count from then on.

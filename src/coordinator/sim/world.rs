@@ -458,7 +458,7 @@ impl World {
                 assert!(bytes.len() <= self.params.max_message);
                 self.channels[host][to].push_back(bytes);
             }
-            Action::Warn(text) => self.warnings.push(text),
+            Action::Warn { text, news, .. } => self.warnings.extend(news.then_some(text)),
             Action::Executed(_) | Action::WakeAt(_) | Action::Summon => {}
             other => panic!("{other:?} is not carried out here"),
         }

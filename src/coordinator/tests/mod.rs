@@ -105,7 +105,7 @@ impl Net {
                 Action::Run(batch) => self.batches[rank].push(batch),
                 Action::Fail { ticket, error } => self.failed[rank].push((ticket, error)),
                 Action::Poison(error) => self.poisons[rank].push(error),
-                Action::Warn(text) => self.warnings[rank].push(text),
+                Action::Warn { text, news, .. } => self.warnings[rank].extend(news.then_some(text)),
                 Action::SendHost { host: to, bytes } => self.channels[host][to].push_back(bytes),
                 Action::Summon => self.summons[rank] += 1,
                 Action::Executed(_) | Action::WakeAt(_) => {}

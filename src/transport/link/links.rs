@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use super::Card;
-use super::frame::{Frame, Parser, RANKS};
+use super::frame::{Frame, Parser, RANKS, Report};
 use crate::error::{Error, Failure, Result};
 
 /// At most so often a host is asked whether it is there.
@@ -30,6 +30,8 @@ pub(crate) enum LinkEvent {
     Departed { host: usize, ranks: Vec<u32> },
     /// Somebody of the host waits, and wants all ranks that lead sets to look at them.
     Summoned { host: usize },
+    /// The host tells what one of its ranks does.
+    Reported { host: usize, report: Report },
     /// The host left in good order, with all its ranks. It is not heard of again.
     Left { host: usize },
     /// The connection broke without goodbye: the host's leader died, or the network between. Not heard of again.
@@ -141,6 +143,7 @@ impl Links {
                 Frame::Abort(failure) => events.push(LinkEvent::Aborted { host, failure }),
                 Frame::Pause(duration) => events.push(LinkEvent::Paused { host, duration }),
                 Frame::Departed(ranks) => events.push(LinkEvent::Departed { host, ranks }),
+                Frame::Report(report) => events.push(LinkEvent::Reported { host, report }),
                 Frame::Summons => {
                     let summoned = LinkEvent::Summoned { host };
                     if !events.contains(&summoned) {
@@ -211,6 +214,17 @@ impl Links {
             // A host that reads nothing must not cost memory.
             if state.unsent.is_empty() {
                 state.say(&peer.stream, &Frame::Summons);
+            }
+        }
+    }
+
+    /// Tells `host` what ranks of this host do.
+    pub(crate) fn report(&self, host: usize, reports: impl IntoIterator<Item = Report>) {
+        if let Some(Some(peer)) = self.peers.get(host) {
+            let mut state = peer.lock();
+            // As with a summons: what is not read yet says as much.
+            if state.unsent.is_empty() {
+                reports.into_iter().for_each(|report| state.say(&peer.stream, &Frame::Report(report)));
             }
         }
     }

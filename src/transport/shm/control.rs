@@ -9,6 +9,7 @@ use crate::os::futex;
 use crate::os::process::Identity;
 use crate::os::sync::{AtomicU32, AtomicU64, Ordering};
 
+use super::doings::Doings;
 use super::doorbell::{Bells, BellsPlace, Slept};
 use super::failure::{Failures, FailuresPlace};
 use super::header::{Header, Stamp, digest};
@@ -124,6 +125,7 @@ struct Place {
     summons: usize,
     alarms: usize,
     presence: usize,
+    doings: usize,
     failures: FailuresPlace,
     end: usize,
 }
@@ -139,6 +141,7 @@ impl Place {
             summons: cursor.lines::<SummonsLine>(1),
             alarms: cursor.lines::<AlarmLine>(members),
             presence: cursor.lines::<AtomicU32>(ranks),
+            doings: Doings::place(&mut cursor, ranks),
             failures: FailuresPlace::new(&mut cursor, members),
             end: cursor.end(),
         }
@@ -162,6 +165,7 @@ struct Inner {
     alarms: Lines<AlarmLine>,
     /// Of every rank of the job; those of other hosts are in use.
     presence: Lines<AtomicU32>,
+    doings: Doings,
     failures: Failures,
 }
 
@@ -195,6 +199,7 @@ impl Control {
                 summons: memory.lines(place.summons, 1),
                 alarms: memory.lines(place.alarms, members),
                 presence: memory.lines(place.presence, ranks),
+                doings: Doings::new(memory, place.doings, ranks),
                 failures: Failures::new(memory, place.failures, members, me),
             }),
         })
@@ -310,6 +315,12 @@ impl Control {
         if self.presence(rank) != Presence::Left {
             self.inner.presence[rank].store(presence as u32, Ordering::Release);
         }
+    }
+
+    /// What each rank of the job did last.
+    #[inline]
+    pub(crate) fn doings(&self) -> &Doings {
+        &self.inner.doings
     }
 
     /// How often the members of this host have asked for the leaders of all hosts.
@@ -465,7 +476,8 @@ mod tests {
         assert_eq!(size_of::<MemberLine>() % 128, 0);
         assert_eq!(size_of::<PauseLine>() % 128, 0);
         assert_eq!((size_of::<SummonsLine>() % 128, size_of::<AlarmLine>() % 128), (0, 0));
-        let Place { bells: _, header, members, pause, summons, alarms, presence, end, failures: _ } = Place::new(5, 11);
-        assert!([header, members, pause, summons, alarms, presence, end].iter().all(|at| at % 128 == 0));
+        let Place { bells: _, header, members, pause, summons, alarms, presence, doings, end, failures: _ } =
+            Place::new(5, 11);
+        assert!([header, members, pause, summons, alarms, presence, doings, end].iter().all(|at| at % 128 == 0));
     }
 }
