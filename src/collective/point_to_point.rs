@@ -202,6 +202,6 @@ impl<T: Element> Incoming<'_, T> {
         let name = format!("message from rank {from} to rank {me}");
         let views =
             vec![(from, format!("sends {count} {theirs}")), (me, format!("receives {} {}", self.data.len(), T::DTYPE))];
-        Err(Error::Mismatch(Arc::new(Mismatch { name, views })))
+        Err(Error::Mismatch(Arc::new(Mismatch::new(name, views))))
     }
 }

@@ -6,7 +6,7 @@ use super::adasum::AdasumRun;
 use super::exchange::GOODBYE;
 use super::host::HostRun;
 use super::inline::InlineRun;
-use super::operation::{Operation, describe, fingerprint};
+use super::operation::{Operation, describe, fields, fingerprint};
 use super::rounds::RoundRun;
 use super::{Port, Step, Team};
 use crate::error::{Error, Mismatch, Result};
@@ -337,14 +337,15 @@ impl Channel {
 
     #[cold]
     fn mismatch(&self, print: Fingerprint) -> Error {
-        let views = (0..self.team.members().len())
-            .map(|member| {
-                let theirs = self.announced(member, print);
-                (self.global(member), theirs.map_or_else(|| "nothing yet".to_owned(), describe))
-            })
-            .collect();
-        let name = format!("communicator operation {}", print.seq());
-        Error::Mismatch(Arc::new(Mismatch { name, views }))
+        let all = (0..self.team.members().len()).map(|member| (self.global(member), self.announced(member, print)));
+        let all: Vec<_> = all.collect();
+        let words = |theirs: Option<Fingerprint>| theirs.map_or_else(|| "nothing yet".to_owned(), describe);
+        let views = all.iter().map(|(rank, theirs)| (*rank, words(*theirs))).collect();
+        let mut mismatch = Mismatch::new(format!("communicator operation {}", print.seq()), views);
+        for theirs in all.into_iter().filter_map(|(_, theirs)| theirs) {
+            mismatch.explain(&describe(theirs), fields(theirs));
+        }
+        Error::Mismatch(Arc::new(mismatch))
     }
 }
 

@@ -48,7 +48,7 @@ impl Ground {
     /// A knob with a value that cannot serve.
     pub(crate) fn new(job: Arc<Job>) -> Result<Arc<Self>> {
         let config = &job.config;
-        let roster = job.roster.clone();
+        let (roster, book) = (job.roster.clone(), job.roster.clone());
         let port = Arc::new(Port {
             control: job.control.clone(),
             crowded: config.spin.0.map_or(job.topology.host().oversubscribed, |spin| spin.is_zero()),
@@ -56,6 +56,7 @@ impl Ground {
             warning: config.stall_warning.0.unwrap_or(Duration::MAX),
             abroad: (job.topology.hosts().len() > 1).then(|| Arc::clone(job.core())),
             absence: Box::new(move |rank| roster.missing(rank as usize)),
+            standing: Box::new(move |rank| book.standing(rank as usize)),
         });
         let algorithm = config.algorithm.0.parse()?;
         Ok(Arc::new(Self { job, port, algorithm, next_set: AtomicU32::new(1) }))

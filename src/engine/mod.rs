@@ -37,7 +37,7 @@ pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces, Prescale};
 pub(crate) use sizing::Sizing;
 pub(crate) use split::{group, wish};
 pub(crate) use team::Team;
-pub(crate) use wait::{Idle, Port, block};
+pub(crate) use wait::{BLAMED, Doubt, Idle, Port, block};
 
 /// What a poll came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::routes::Routes;
 use super::{Channel, Port, Step, Team};
+use crate::membership::RankStatus;
 use crate::os::memory::Mapping;
 use crate::plan::{Algorithm, Layout, Table, Thresholds};
 use crate::transport::Stamp;
@@ -72,16 +73,17 @@ impl Shape {
                 negotiated: self.negotiated,
             };
             let anonymous = |bytes| Memory::new(Arc::new(Mapping::anonymous(bytes).unwrap()));
-            let control = anonymous(Control::bytes(members));
+            let control = anonymous(Control::bytes(members, ranks));
             let arena = anonymous(Arena::bytes(&params));
             for member in 0..members {
                 let port = Arc::new(Port {
-                    control: Control::new(&control, members, member).unwrap(),
+                    control: Control::new(&control, members, ranks, member).unwrap(),
                     crowded: true,
                     deadline: Duration::from_secs(60),
                     warning: Duration::from_secs(30),
                     abroad: None,
                     absence: Box::new(|_| None),
+                    standing: Box::new(RankStatus::unknown),
                 });
                 let me = self.hosts[..host].iter().sum::<usize>() + member;
                 let all: Vec<u32> = (0..ranks as u32).collect();

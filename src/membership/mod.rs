@@ -7,6 +7,7 @@ mod absence;
 mod hosts;
 mod last_words;
 pub(crate) mod share;
+mod standing;
 mod watch;
 mod world;
 
@@ -33,6 +34,7 @@ pub(crate) use absence::{Absence, Roster};
 pub(crate) use hosts::{Hosts, Waiting};
 pub(crate) use last_words::{panic_text, record_panics};
 pub(crate) use share::Way;
+pub use standing::{LastOperation, RankState, RankStatus};
 pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
 pub(crate) use world::World;
 
@@ -328,6 +330,14 @@ impl Core {
             Some(links) => links.ring(host),
             None => self.nudge.ring(host),
         }
+    }
+
+    /// Asks the ranks that lead sets, on all hosts, to look at them for a while, though they have nothing in flight
+    /// themselves: somebody waits, and only they know whom for.
+    pub(crate) fn summon(&self) {
+        self.control.ask_for_leaders();
+        self.nudge.look();
+        self.control.summon_members();
     }
 
     /// Says that this rank waits for other hosts, until the value is dropped. A leader asks them meanwhile whether they

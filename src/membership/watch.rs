@@ -22,7 +22,7 @@ use crate::os::ending;
 use crate::os::process::{Identity, PidFd};
 use crate::os::time;
 use crate::transport::link::LinkEvent;
-use crate::transport::shm::MemberState;
+use crate::transport::shm::{MemberState, Presence};
 
 /// Where a kernel gives no pidfds, peers are looked at this often.
 const WITHOUT_PIDFD: Duration = Duration::from_millis(50);
@@ -72,6 +72,10 @@ const NEXT_LEADER: Duration = Duration::from_millis(100);
 pub(super) const LISTEN: Duration = Duration::from_millis(100);
 /// How often hosts are asked while somebody waits for them.
 const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How long they are asked after a summons. Who goes on waiting summons again before that.
+const PATROL: Duration = Duration::from_secs(2);
+/// A host summons the others at most this often.
+const SUMMONS: Duration = Duration::from_millis(500);
 
 /// Two bytes go into a pipe whole or not at all.
 fn send(pipe: &OwnedFd, word: u16) {
@@ -259,6 +263,12 @@ struct Watch {
     telling: Telling,
     /// The first host that was lost.
     lost: Option<Lost>,
+    /// Members of this host that left, as far as the other hosts were told.
+    departed: Vec<bool>,
+    /// Summonses of this host that were passed on.
+    summons: u32,
+    /// Until when to ask the other hosts whether they are there, because a rank of this host waits.
+    patrol_until: Option<Instant>,
 }
 
 impl Watch {
@@ -276,6 +286,7 @@ impl Watch {
             peers.push(Peer { local, process, fd });
         }
         Ok(Self {
+            departed: vec![false; core.topology.local_size()],
             core,
             stop,
             doorway,
@@ -284,6 +295,8 @@ impl Watch {
             paused_until: Duration::ZERO,
             telling: Telling::Nothing,
             lost: None,
+            summons: 0,
+            patrol_until: None,
         })
     }
 
@@ -356,9 +369,14 @@ impl Watch {
         let blind = (deaf || self.peers.iter().any(|peer| peer.fd.is_none())).then_some(WITHOUT_PIDFD);
         let force = self.force_at.map(until);
         let lost = self.lost.as_ref().map(|lost| until(if lost.failed { lost.tell_at } else { lost.fail_at }));
-        let heartbeat = (self.core.links.is_some() && self.core.roster.hosts.awaited()).then_some(HEARTBEAT);
+        let heartbeat = (self.core.links.is_some() && self.patrols()).then_some(HEARTBEAT);
         let telling = if let Telling::At(at) = self.telling { Some(until(at)) } else { None };
         [blind, force, lost, heartbeat, telling].into_iter().flatten().min()
+    }
+
+    /// Whether somebody of this host waits, as far as is known.
+    fn patrols(&self) -> bool {
+        self.core.roster.hosts.awaited() || self.patrol_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Passes on what other ranks of this host ask for.
@@ -380,7 +398,7 @@ impl Watch {
         let Some(links) = self.core.links.clone() else { return };
         let mut heard = Vec::new();
         hosts.into_iter().for_each(|host| links.handle(host, &mut heard));
-        if self.core.roster.hosts.awaited() {
+        if self.patrols() {
             links.heartbeat(Instant::now(), &mut heard);
         }
         for event in heard {
@@ -406,17 +424,44 @@ impl Watch {
                 // They know.
                 self.paused_until = core.control.paused_until();
             }
-            LinkEvent::Left { host } => hosts.set(host, HostState::Left),
+            LinkEvent::Departed { host, ranks } => {
+                for rank in ranks.into_iter().map(|rank| rank as usize) {
+                    if core.topology.hosts()[host].ranks.contains(&rank) {
+                        core.control.set_presence(rank, Presence::Left);
+                    }
+                }
+                core.control.bells().ring_all();
+            }
+            LinkEvent::Summoned { host } => {
+                core.control.summon_members();
+                if let Some(links) = &core.links {
+                    links.report(host, core.topology.host().ranks.iter().filter_map(|&rank| core.roster.report(rank)));
+                }
+            }
+            LinkEvent::Reported { host, report } => {
+                if core.topology.hosts()[host].ranks.contains(&(report.rank as usize)) {
+                    core.roster.take_report(report);
+                }
+            }
+            LinkEvent::Left { host } => {
+                hosts.set(host, HostState::Left);
+                self.note(host, Presence::Left);
+            }
             LinkEvent::Silent { host, since } => {
                 hosts.set(host, HostState::Silent);
+                self.note(host, Presence::Silent);
                 tell_warning(&format!(
                     "{} has not answered for {since:.1?}: its first rank is stopped, or the network is cut",
                     name(host)
                 ));
             }
-            LinkEvent::Heard { host } => hosts.set(host, HostState::Up),
+            LinkEvent::Heard { host } => {
+                hosts.set(host, HostState::Up);
+                self.note(host, Presence::There);
+            }
             LinkEvent::Lost { host, cause } => {
                 hosts.set(host, HostState::Lost);
+                self.note(host, Presence::Lost);
                 let ranks = &core.topology.hosts()[host].ranks;
                 // Leaders of hosts that are up, before this one.
                 let before = (0..core.topology.host_index()).filter(|&h| hosts.state(h) == HostState::Up).count();
@@ -435,6 +480,14 @@ impl Watch {
                 self.lost.get_or_insert(Lost { fail_at: now + REASON, failed: false, tell_at, failure });
             }
         }
+    }
+
+    /// Lets the ranks of this host know what was heard of all ranks of another.
+    fn note(&self, host: usize, presence: Presence) {
+        for &rank in &self.core.topology.hosts()[host].ranks {
+            self.core.control.set_presence(rank, presence);
+        }
+        self.core.control.bells().ring_all();
     }
 
     fn look_at_peers(&mut self) {
@@ -467,6 +520,8 @@ impl Watch {
     fn look_at_job(&mut self) {
         self.look_at_lost();
         self.look_at_pause();
+        self.look_at_departures();
+        self.look_at_summons();
         if self.core.control.aborted() {
             self.core.forward();
             self.look_at_telling();
@@ -524,6 +579,36 @@ impl Watch {
         {
             self.paused_until = until;
             links.pause(until.saturating_sub(time::monotonic()));
+        }
+    }
+
+    /// Tells the other hosts which ranks of this one have left. That the last has left, they hear by the goodbye.
+    fn look_at_departures(&mut self) {
+        let core = &self.core;
+        let Some(links) = core.links.as_ref().filter(|_| !core.control.aborted()) else { return };
+        let left = |local: usize| core.control.state(local) == MemberState::Left;
+        let new: Vec<usize> = (0..self.departed.len()).filter(|&local| !self.departed[local] && left(local)).collect();
+        if new.is_empty() || all_left(core) {
+            return;
+        }
+        let ranks: Vec<u32> = new.iter().map(|&local| core.topology.host().ranks[local] as u32).collect();
+        links.depart(&ranks);
+        new.into_iter().for_each(|local| self.departed[local] = true);
+    }
+
+    /// Passes a summons of this host on to the others.
+    fn look_at_summons(&mut self) {
+        let summons = self.core.control.summons();
+        if let Some(links) = &self.core.links
+            && summons != self.summons
+        {
+            self.summons = summons;
+            let now = Instant::now();
+            // Every rank that waits summons; once for all of them is enough.
+            if self.patrol_until.is_none_or(|until| until < now + PATROL - SUMMONS) {
+                self.patrol_until = Some(now + PATROL);
+                links.summon();
+            }
         }
     }
 }

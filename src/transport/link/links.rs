@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use super::Card;
-use super::frame::{Frame, Parser};
+use super::frame::{Frame, Parser, RANKS, Report};
 use crate::error::{Error, Failure, Result};
 
 /// At most so often a host is asked whether it is there.
@@ -26,7 +26,13 @@ pub(crate) enum LinkEvent {
     Aborted { host: usize, failure: Failure },
     /// The host asks for so much patience from now.
     Paused { host: usize, duration: Duration },
-    /// The host left in good order. It is not heard of again.
+    /// These global ranks of the host left in good order; others of it are still there.
+    Departed { host: usize, ranks: Vec<u32> },
+    /// Somebody of the host waits, and wants all ranks that lead sets to look at them.
+    Summoned { host: usize },
+    /// The host tells what one of its ranks does.
+    Reported { host: usize, report: Report },
+    /// The host left in good order, with all its ranks. It is not heard of again.
     Left { host: usize },
     /// The connection broke without goodbye: the host's leader died, or the network between. Not heard of again.
     Lost { host: usize, cause: String },
@@ -136,6 +142,14 @@ impl Links {
                 }
                 Frame::Abort(failure) => events.push(LinkEvent::Aborted { host, failure }),
                 Frame::Pause(duration) => events.push(LinkEvent::Paused { host, duration }),
+                Frame::Departed(ranks) => events.push(LinkEvent::Departed { host, ranks }),
+                Frame::Report(report) => events.push(LinkEvent::Reported { host, report }),
+                Frame::Summons => {
+                    let summoned = LinkEvent::Summoned { host };
+                    if !events.contains(&summoned) {
+                        events.push(summoned);
+                    }
+                }
                 Frame::Ask | Frame::Answer => {}
                 Frame::Bye => {
                     state.over = true;
@@ -181,6 +195,37 @@ impl Links {
     pub(crate) fn pause(&self, duration: Duration) {
         for (_, peer) in self.open() {
             peer.lock().say(&peer.stream, &Frame::Pause(duration));
+        }
+    }
+
+    /// Tells every other leader that these global ranks of this host left in good order.
+    pub(crate) fn depart(&self, ranks: &[u32]) {
+        for part in ranks.chunks(RANKS) {
+            for (_, peer) in self.open() {
+                peer.lock().say(&peer.stream, &Frame::Departed(part.to_vec()));
+            }
+        }
+    }
+
+    /// Asks every other leader to let the ranks of its host that lead sets look at them.
+    pub(crate) fn summon(&self) {
+        for (_, peer) in self.open() {
+            let mut state = peer.lock();
+            // A host that reads nothing must not cost memory.
+            if state.unsent.is_empty() {
+                state.say(&peer.stream, &Frame::Summons);
+            }
+        }
+    }
+
+    /// Tells `host` what ranks of this host do.
+    pub(crate) fn report(&self, host: usize, reports: impl IntoIterator<Item = Report>) {
+        if let Some(Some(peer)) = self.peers.get(host) {
+            let mut state = peer.lock();
+            // As with a summons: what is not read yet says as much.
+            if state.unsent.is_empty() {
+                reports.into_iter().for_each(|report| state.say(&peer.stream, &Frame::Report(report)));
+            }
         }
     }
 

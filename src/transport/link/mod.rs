@@ -18,6 +18,7 @@ use std::fmt;
 
 pub(crate) use address::{Card, Listener, Reach};
 pub(crate) use connect::{Party, connect};
+pub(crate) use frame::Report;
 pub(crate) use links::{LinkEvent, Links};
 
 use crate::error::Result;

@@ -96,6 +96,24 @@ fn one_host_needs_no_link() {
 }
 
 #[test]
+fn departures_and_summonses_are_heard_by_all() {
+    let leaders = leaders(3);
+    let many: Vec<u32> = (0..300).collect();
+    leaders[1].depart(&many);
+    leaders[1].summon();
+    for host in [0, 2] {
+        let mut gone = Vec::new();
+        for event in hear(&leaders[host], 3) {
+            match event {
+                LinkEvent::Departed { host: 1, ranks } => gone.extend(ranks),
+                other => assert_eq!(other, LinkEvent::Summoned { host: 1 }),
+            }
+        }
+        assert_eq!(gone, many);
+    }
+}
+
+#[test]
 fn a_leader_that_goes_without_goodbye_is_lost_and_its_last_words_are_heard() {
     let mut leaders = leaders(2);
     let failure = Failure::new(1, "node1", "panicked");
