@@ -18,7 +18,7 @@ use std::fmt;
 
 pub(crate) use address::{Card, Listener, Reach};
 pub(crate) use connect::{Party, connect};
-pub(crate) use links::{LinkEvent, Links};
+pub(crate) use links::{HEARTBEAT, LinkEvent, Links};
 
 use crate::error::Result;
 use crate::os::random;

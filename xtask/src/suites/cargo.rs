@@ -14,6 +14,8 @@ const FEATURE_SETS: &[&[&str]] = &[&["--workspace"], &["--package", "kolo", "--n
 
 /// Tests under mpirun that break things on purpose and take their time: a suite of their own.
 const FAULTS: &str = "faults";
+/// Tests that make hosts out of namespaces: another one.
+pub(super) const HOSTS: &str = "hosts";
 
 pub(crate) fn fmt(context: &Context) -> Result<()> {
     context.run(&mut cargo(&["fmt", "--all", "--check"]))?;
@@ -75,7 +77,7 @@ pub(crate) fn mpi_with(context: &Context, prepare: impl Fn(&mut Command)) -> Res
     context.need_tests()
 }
 
-/// The names of the test binaries in `directory`, the faults left out.
+/// The names of the test binaries in `directory`, without those that have a suite of their own.
 fn test_files(directory: &str) -> Result<Vec<String>> {
     let directory = root().join(directory);
     if !directory.exists() {
@@ -84,7 +86,7 @@ fn test_files(directory: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        names.extend(name.strip_suffix(".rs").filter(|&name| name != FAULTS).map(str::to_owned));
+        names.extend(name.strip_suffix(".rs").filter(|name| ![FAULTS, HOSTS].contains(name)).map(str::to_owned));
     }
     names.sort();
     Ok(names)
