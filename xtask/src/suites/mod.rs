@@ -21,6 +21,7 @@ use xtask::mpi::Launcher;
 use xtask::process::{self, Echo};
 
 use crate::{setup, workspace};
+pub(crate) use cargo::ROUNDS;
 use table::{SUITES, Suite};
 
 /// What all default suites together may take, on 2 cores; and all suites with `--full`.

@@ -70,7 +70,7 @@ pub(crate) const SUITES: &[Suite] = &[
     suite("loom", 60, "tests", "the shared-memory protocol under every interleaving", cargo::loom),
     long("seeds", 600, "tests", "10,000 seeds of delays and interleavings", cargo::seeds),
     long("hosts", 400, "tests", "jobs across hosts made out of namespaces, cut and slow links", hosts::run),
-    long("faults", 300, "tests", "killed and stopped ranks, a small /dev/shm", cargo::faults),
+    long("faults", 480, "tests", "killed and stopped ranks, rounds of faults, a small /dev/shm", cargo::faults),
     long("mpich", 900, "tests", "the mpi suite, built against MPICH", mpich::run),
     long("msrv", 240, "checks", "compiles with the oldest supported Rust", cargo::msrv),
 ];
