@@ -138,8 +138,10 @@ impl Communicator {
         let port = Arc::clone(self.channel.port());
         let missing = |channel: &Channel| (channel.describe(), channel.missing());
         let result = block(&port, &mut self.channel, Channel::poll, Channel::expects_messages, missing);
-        if result.is_err() {
-            // The caller's buffers are theirs again once this returns.
+        // The caller's buffers are theirs again once this returns.
+        if let Err(Error::Failed(failure)) = &result {
+            self.channel.poison(Error::Failed(Arc::clone(failure)));
+        } else if result.is_err() {
             self.channel.cancel(FAILED);
             self.take_leave();
         }

@@ -100,6 +100,10 @@ knobs! {
     stall_warning: OrOff<Duration> = OrOff(Some(Duration::from_secs(60))), "KOLO_STALL_WARNING", local,
         [alias("HOROVOD_STALL_CHECK_TIME_SECONDS", "s", Some("0"))];
 
+    /// How long another host may be out of reach before it counts as lost, while something of it is waited for. A
+    /// network that drops out for longer, now and then, needs more.
+    host_timeout: Duration = Duration::from_secs(1), "KOLO_HOST_TIMEOUT", agreed, [];
+
     /// Pretends that the ranks run on several hosts: the first 2 on one and the next 2 on another for `2,2`. Every
     /// pretend host has its own shared memory and reaches the others over messages. For tests and experiments.
     hosts: Hosts = Hosts::default(), "KOLO_HOSTS", agreed, [];

@@ -244,7 +244,10 @@ impl Channel {
 
     /// Ends the channel with `error`, here and on the peers. Returns the error that ended it first.
     pub(crate) fn give_up(&mut self, error: Error) -> Error {
-        if self.poisoned.is_none() {
+        if self.poisoned.is_none() && self.port.check().is_err() {
+            // Every rank hears of it as the job's failure. That this one gave up would only hide it.
+            self.poison(error.clone());
+        } else if self.poisoned.is_none() {
             // An operation in flight is not done; without one, all that have begun are.
             let done = self.begun - u64::from(self.current.is_some());
             self.poison(error.clone());

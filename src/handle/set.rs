@@ -538,7 +538,8 @@ impl Core {
         if self.over.is_some() {
             return;
         }
-        if let Some(parts) = self.parts.as_mut().filter(|_| !matches!(error, Error::Failed(_))) {
+        // Of a failure every rank hears as such. That this one gives up because of it would only hide it.
+        if let Some(parts) = self.parts.as_mut().filter(|_| port.check().is_ok()) {
             let team = parts.channel.team();
             let rank = parts.culprit().or(rank).unwrap_or_else(|| team.global(team.rank()));
             // All operations: the set has no others to finish.

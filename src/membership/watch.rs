@@ -21,7 +21,7 @@ use crate::event::tell_warning;
 use crate::os::ending;
 use crate::os::process::{Identity, PidFd};
 use crate::os::time;
-use crate::transport::link::LinkEvent;
+use crate::transport::link::{HEARTBEAT, LinkEvent};
 use crate::transport::shm::{MemberState, Presence};
 
 /// Where a kernel gives no pidfds, peers are looked at this often.
@@ -66,12 +66,12 @@ const REASON: Duration = Duration::from_millis(100);
 /// How long a leader waits before it tells of a host that is gone. Other ranks of that host know more and tell first; a
 /// launcher may need a second to end the job after that.
 const HOST_GONE: Duration = Duration::from_millis(1500);
-/// How much later each further leader tells.
+/// How much later each further leader tells, of a connection that broke for all at once.
 const NEXT_LEADER: Duration = Duration::from_millis(100);
+/// The same for a host that is cut off, which leaders find between a question and the next.
+const NEXT_ASKER: Duration = Duration::from_millis(400);
 /// How long a host listens, after a failure of its own, for hosts before it that failed at the same time and tell.
 pub(super) const LISTEN: Duration = Duration::from_millis(100);
-/// How often hosts are asked while somebody waits for them.
-const HEARTBEAT: Duration = Duration::from_millis(100);
 /// How long they are asked after a summons. Who goes on waiting summons again before that.
 const PATROL: Duration = Duration::from_secs(2);
 /// A host summons the others at most this often.
@@ -269,6 +269,8 @@ struct Watch {
     summons: u32,
     /// Until when to ask the other hosts whether they are there, because a rank of this host waits.
     patrol_until: Option<Instant>,
+    /// Hosts that are lost, until the roster may say so.
+    gone: Vec<usize>,
 }
 
 impl Watch {
@@ -297,6 +299,7 @@ impl Watch {
             lost: None,
             summons: 0,
             patrol_until: None,
+            gone: Vec::new(),
         })
     }
 
@@ -324,9 +327,14 @@ impl Watch {
             self.listen(heard);
             self.look_at_telling();
         }
-        // The ranks of this host end because of a host that is gone, and nobody has told why yet.
-        while let Some(lost) = self.lost.as_ref().filter(|lost| lost.failed) {
-            std::thread::sleep(lost.tell_at.saturating_duration_since(Instant::now()));
+        // The ranks of this host end because of a host that is gone, and nobody has told why yet. Their ends, which are
+        // no news, must not wake the thread all the time.
+        self.peers.clear();
+        self.force_at = None;
+        while self.lost.as_ref().is_some_and(|lost| lost.failed) {
+            let heard = self.sleep();
+            self.drain();
+            self.listen(heard);
             self.look_at_lost();
         }
     }
@@ -460,24 +468,21 @@ impl Watch {
                 self.note(host, Presence::There);
             }
             LinkEvent::Lost { host, cause } => {
-                hosts.set(host, HostState::Lost);
-                self.note(host, Presence::Lost);
-                let ranks = &core.topology.hosts()[host].ranks;
-                // Leaders of hosts that are up, before this one.
-                let before = (0..core.topology.host_index()).filter(|&h| hosts.state(h) == HostState::Up).count();
                 // Nobody else can tell of a host with one rank.
-                let patience = if ranks.len() == 1 { REASON } else { HOST_GONE };
-                let failure = Failure::new(
-                    ranks[0] as u32,
-                    name(host).as_str(),
-                    format!(
-                        "its process (pid {}) ended, or the network between the hosts was cut ({cause})",
-                        core.topology.place(ranks[0]).pid
-                    ),
+                let alone = core.topology.hosts()[host].ranks.len() == 1;
+                let patience = if alone { REASON } else { HOST_GONE };
+                let pid = core.topology.place(core.topology.hosts()[host].ranks[0]).pid;
+                let cause =
+                    format!("its process (pid {pid}) ended, or the network between the hosts was cut ({cause})");
+                self.lose(host, cause, REASON, (patience, NEXT_LEADER));
+            }
+            LinkEvent::Cut { host, since } => {
+                let cause = format!(
+                    "its host cannot be reached, because the network is cut or the machine is down (nothing that was \
+                     sent there for {since:.1?} arrived)"
                 );
-                let now = Instant::now();
-                let tell_at = now + patience + NEXT_LEADER * before as u32;
-                self.lost.get_or_insert(Lost { fail_at: now + REASON, failed: false, tell_at, failure });
+                // Whoever knows more is cut off.
+                self.lose(host, cause, Duration::ZERO, (Duration::ZERO, NEXT_ASKER));
             }
         }
     }
@@ -488,6 +493,23 @@ impl Watch {
             self.core.control.set_presence(rank, presence);
         }
         self.core.control.bells().ring_all();
+    }
+
+    /// Takes a host for gone: its first rank failed by `cause`. This host's ranks hear of it after `reason`, and the user
+    /// after a patience that each further leader has for longer, unless somebody has told by then.
+    fn lose(&mut self, host: usize, cause: String, reason: Duration, (patience, next): (Duration, Duration)) {
+        let (core, hosts) = (&self.core, &self.core.roster.hosts);
+        // Not in the roster yet: a rank that found it there before the job has failed would give up by itself, and those
+        // who wait for that rank would hear of it and not of the cause.
+        self.gone.push(host);
+        // Leaders of hosts that are up, before this one.
+        let is_up = |host: &usize| hosts.state(*host) == HostState::Up && !self.gone.contains(host);
+        let before = (0..core.topology.host_index()).filter(is_up).count();
+        let rank = core.topology.hosts()[host].ranks[0];
+        let failure = Failure::new(rank as u32, core.topology.host_name(rank), cause);
+        let now = Instant::now();
+        let tell_at = now + patience + next * before as u32;
+        self.lost.get_or_insert(Lost { fail_at: now + reason, failed: false, tell_at, failure });
     }
 
     fn look_at_peers(&mut self) {
@@ -556,14 +578,16 @@ impl Watch {
 
     fn look_at_lost(&mut self) {
         let now = Instant::now();
-        let Some(lost) = &mut self.lost else { return };
-        if !lost.failed && lost.fail_at <= now {
-            if !self.core.fail_untold(&lost.failure) {
+        if let Some(lost) = self.lost.as_mut().filter(|lost| !lost.failed && lost.fail_at <= now) {
+            lost.failed = self.core.fail_untold(&lost.failure);
+            if !lost.failed {
                 // Somebody knew the reason.
                 self.lost = None;
-                return;
             }
-            lost.failed = true;
+            for host in std::mem::take(&mut self.gone) {
+                self.core.roster.hosts.set(host, HostState::Lost);
+                self.note(host, Presence::Lost);
+            }
         }
         if let Some(lost) = self.lost.take_if(|lost| lost.failed && lost.tell_at <= now) {
             self.core.tell_user(&lost.failure);

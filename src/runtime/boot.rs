@@ -231,7 +231,7 @@ fn join(
     home.close();
     let (world, door) = ready.map_err(Stop::own)?;
 
-    let opened = door.open(&topology, home.way, &greetings, (&key, id, FIRST_EPOCH), deadline);
+    let opened = door.open(&topology, home.way, &greetings, (&key, id, FIRST_EPOCH), &config);
     let started = opened.and_then(|opened| {
         let Home { control, reserve, way, .. } = home;
         let Opened { doorway, nudge, links } = opened;

@@ -19,7 +19,7 @@ use std::fmt;
 pub(crate) use address::{Card, Listener, Reach};
 pub(crate) use connect::{Party, connect};
 pub(crate) use frame::Report;
-pub(crate) use links::{LinkEvent, Links};
+pub(crate) use links::{HEARTBEAT, LinkEvent, Links};
 
 use crate::error::Result;
 use crate::os::random;
