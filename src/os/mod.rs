@@ -7,6 +7,7 @@
 
 pub(crate) mod cpu;
 pub(crate) mod ending;
+pub(crate) mod folder;
 pub(crate) mod futex;
 pub(crate) mod host;
 pub(crate) mod memory;
