@@ -8,6 +8,8 @@ mod cli;
 mod control;
 mod cpu;
 mod data;
+#[cfg(test)]
+mod fuzz;
 mod machine;
 mod measure;
 mod peer;

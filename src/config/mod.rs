@@ -1,6 +1,8 @@
 //! Knobs in two stages: text from the program, the environment and a file; then one validated [`Config`].
 
 mod docs;
+#[cfg(all(test, not(kolo_loom)))]
+mod fuzz;
 mod raw;
 mod table;
 mod value;

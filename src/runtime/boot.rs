@@ -194,11 +194,11 @@ fn launched_rank() -> Option<usize> {
 }
 
 /// What a rank tells first.
-struct Hello {
-    id: u128,
-    key: JobKey,
-    place: Place,
-    agreement: Vec<String>,
+pub(super) struct Hello {
+    pub(super) id: u128,
+    pub(super) key: JobKey,
+    pub(super) place: Place,
+    pub(super) agreement: Vec<String>,
 }
 
 impl Hello {
@@ -216,7 +216,7 @@ impl Hello {
         Ok(Self { id, key: JobKey::generate()?, place, agreement: config.agreement() })
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put(&mut out, &self.id.to_le_bytes());
         put(&mut out, self.key.bytes());
@@ -227,7 +227,7 @@ impl Hello {
         out
     }
 
-    fn decode(mut rest: &[u8]) -> Option<Self> {
+    pub(super) fn decode(mut rest: &[u8]) -> Option<Self> {
         let id = u128::from_le_bytes(take_array(&mut rest)?);
         let key = JobKey::from_bytes(take_array(&mut rest)?);
         let place = Place::decode(&mut rest)?;

@@ -1,7 +1,9 @@
 //! `cargo xtask`: the project's tasks, in Rust, so that they run wherever kolo builds.
 
 mod demo;
+mod fuzzing;
 mod setup;
+mod soak;
 mod suites;
 mod workspace;
 
@@ -10,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 const HELP: &str = "\
-The tasks of this repository. Both install an MPI and libclang first, if they are missing.
+The tasks of this repository. All install an MPI and libclang first, if they are missing.
 
 cargo xtask demo [-- [-np N] [ARGUMENTS]]
     Trains on the digits data with N ranks (2 if not given). ARGUMENTS go to examples/03_digits.rs: try `-- --help`.
@@ -21,6 +23,14 @@ cargo xtask test [--full] [--keep-going] [--only SUITE]... [--list]
     --keep-going  runs the other suites after one has failed
     --only SUITE  runs this suite (repeatable), long or not
     --list        names the suites with their budgets
+
+cargo xtask fuzz [--seconds N]
+    Feeds damaged and random bytes to everything that reads what others wrote, for N seconds in all (60 if not given), from
+    new seeds. A failure prints its seed, and KOLO_SEED runs that one again.
+
+cargo xtask soak [--rounds N]
+    Runs jobs of 4 ranks for N rounds of 50 tensors (10000 if not given), on one host and on two pretended ones: memory,
+    threads, descriptors and segments of each rank must stay flat.
 ";
 
 fn main() -> ExitCode {
@@ -38,6 +48,8 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
     match arguments.split_first() {
         Some((task, rest)) if task == "demo" => demo::run(rest),
         Some((task, rest)) if task == "test" => suites::run(rest),
+        Some((task, rest)) if task == "fuzz" => fuzzing::task(rest),
+        Some((task, rest)) if task == "soak" => soak::task(rest),
         Some((task, _)) if matches!(task.as_str(), "help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)

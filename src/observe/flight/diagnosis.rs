@@ -366,7 +366,7 @@ impl Team<'_> {
         let mut open = Vec::new();
         for (&rank, member) in &self.members {
             // What came after a failed message went another way.
-            if let Some(last) = member.operations.iter().filter(|operation| is_message(operation)).last() {
+            if let Some(last) = member.operations.iter().rfind(|operation| is_message(operation)) {
                 open.extend(Some((rank, *last)).filter(|(_, operation)| unfinished(operation)));
             }
         }

@@ -128,18 +128,31 @@ pub(super) const fn unpack(packed: u32) -> Option<u64> {
     if packed == 0 { None } else { Some(((packed & ((1 << MANTISSA) - 1)) as u64) << (packed >> MANTISSA)) }
 }
 
-/// The hash by which files know a name. Never 0.
+/// The hash by which files know a name. Never 0. Two words at a time, the last two may overlap those before.
+#[inline]
 pub(super) fn hash(name: &str) -> u64 {
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut hash = name.len() as u64 ^ FACTOR;
-    let (chunks, rest) = name.as_bytes().as_chunks::<8>();
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    for chunk in chunks.iter().chain([&last]) {
-        hash = (hash ^ u64::from_le_bytes(*chunk)).wrapping_mul(FACTOR);
-        hash ^= hash >> 29;
+    const FIRST: u64 = 0x9e37_79b9_7f4a_7c15;
+    const SECOND: u64 = 0xd1b5_4a32_d192_ed03;
+    let fold = |a: u64, b: u64| {
+        let product = u128::from(a) * u128::from(b);
+        product as u64 ^ (product >> 64) as u64
+    };
+    let bytes = name.as_bytes();
+    let mut hash = FIRST ^ bytes.len() as u64;
+    let (chunks, _) = bytes.as_chunks::<8>();
+    let (pairs, _) = chunks.as_chunks::<2>();
+    for [one, other] in pairs {
+        hash = fold(hash ^ u64::from_le_bytes(*one), SECOND ^ u64::from_le_bytes(*other));
     }
-    hash.max(1)
+    let (one, other) = match (bytes.last_chunk::<16>(), bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
+        (Some(last), ..) => {
+            (last.first_chunk::<8>().map_or(0, |one| u64::from_le_bytes(*one)), bytes.last_chunk::<8>())
+        }
+        (None, Some(first), last) => (u64::from_le_bytes(*first), last),
+        _ => (bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)), None),
+    };
+    let other = other.map_or(0, |other| u64::from_le_bytes(*other));
+    fold(hash ^ one, SECOND ^ other).max(1)
 }
 
 /// Nanoseconds in a word.

@@ -3,10 +3,11 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::Context;
 use crate::workspace::{cargo, root, target};
+use crate::{fuzzing, soak};
 
 /// The sets of features that are built and linted. Packages besides kolo use its default features, so only kolo itself is
 /// built without them.
@@ -14,6 +15,9 @@ const FEATURE_SETS: &[&[&str]] = &[&["--workspace"], &["--package", "kolo", "--n
 
 /// Tests under mpirun that break things on purpose and take their time: a suite of their own.
 const FAULTS: &str = "faults";
+
+/// What the suite fuzz takes beyond compiling, in seconds.
+const FUZZ_SECONDS: u64 = 60;
 
 pub(crate) fn fmt(context: &Context) -> Result<()> {
     context.run(&mut cargo(&["fmt", "--all", "--check"]))?;
@@ -75,7 +79,7 @@ pub(crate) fn mpi_with(context: &Context, prepare: impl Fn(&mut Command)) -> Res
     context.need_tests()
 }
 
-/// The names of the test binaries in `directory`, the faults left out.
+/// The names of the test binaries in `directory`, those of long suites left out.
 fn test_files(directory: &str) -> Result<Vec<String>> {
     let directory = root().join(directory);
     if !directory.exists() {
@@ -84,7 +88,7 @@ fn test_files(directory: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        names.extend(name.strip_suffix(".rs").filter(|&name| name != FAULTS).map(str::to_owned));
+        names.extend(name.strip_suffix(".rs").filter(|&name| name != FAULTS && name != soak::TEST).map(str::to_owned));
     }
     names.sort();
     Ok(names)
@@ -119,6 +123,20 @@ pub(crate) fn faults(context: &Context) -> Result<()> {
     command.args(user).args(["--mount", "sh", "-c", script]).arg(cargo.get_program()).current_dir(root());
     context.run(&mut command)?;
     context.count(1);
+    Ok(())
+}
+
+pub(crate) fn fuzz(context: &Context) -> Result<()> {
+    let (cases, _) = fuzzing::run(FUZZ_SECONDS, context.left())?;
+    context.count(cases);
+    Ok(())
+}
+
+pub(crate) fn soak(context: &Context) -> Result<()> {
+    let output = context.output(&mut soak::command(soak::SUITE_ROUNDS))?;
+    let (checks, failed) = soak::checks(&output);
+    ensure!(checks > 0 && failed == 0, "{checks} checks, {failed} failed");
+    context.count(checks);
     Ok(())
 }
 

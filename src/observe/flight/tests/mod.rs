@@ -1,6 +1,7 @@
 //! From what layers report to what a reader finds, without processes; `tests/flight.rs` of the package has those.
 
 mod damage;
+mod fuzz;
 mod parting;
 
 use std::sync::Arc;
