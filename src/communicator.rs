@@ -42,6 +42,8 @@ pub struct Communicator {
     pub(crate) scratch: Vec<u8>,
     /// Whether the operation in flight is the place of a call that was refused.
     refused: bool,
+    /// Messages sent and received so far, for what is reported.
+    pub(crate) messages: u64,
 }
 
 impl fmt::Debug for Communicator {
@@ -53,7 +55,7 @@ impl fmt::Debug for Communicator {
 
 impl Communicator {
     pub(crate) fn new(ground: Arc<Ground>, built: Built) -> Self {
-        Self { ground, channel: built.channel, user: built.user, scratch: Vec::new(), refused: false }
+        Self { ground, channel: built.channel, user: built.user, scratch: Vec::new(), messages: 0, refused: false }
     }
 
     /// This rank's index in the communicator.

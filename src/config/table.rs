@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::value::{AlgorithmName, Auto, Bytes, Hosts, OrOff, Value};
+use super::value::{AlgorithmName, Auto, Bytes, Flight, Folder, Hosts, OrOff, Value};
 
 /// A knob, as users see it.
 #[derive(Clone, Copy, Debug)]
@@ -136,6 +136,17 @@ knobs! {
     /// How long a waiting rank spins before it yields the core. `auto`: briefly where the ranks of the host fit its
     /// cores, not at all where they do not.
     spin: Auto<Duration> = Auto(None), "KOLO_SPIN", local, [];
+
+    /// Records what each rank does in a file that outlives its process, for `kolo-bench flight`. The files are removed
+    /// when the job ends in order; `keep` leaves them then, too.
+    flight: Flight = Flight::On, "KOLO_FLIGHT", local, [];
+
+    /// Where the flight records of a job get a directory of their own: a directory of this user, best in memory (a tmpfs).
+    /// By default `kolo-flight-UID` in the directory for temporary files, and only for jobs of several processes.
+    flight_dir: Folder = Folder(None), "KOLO_FLIGHT_DIR", local, [];
+
+    /// How many operations the flight records of a rank hold, at 96 bytes each: a power of two.
+    flight_records: usize = 4096, "KOLO_FLIGHT_RECORDS", local, [];
 
     /// Seeds the delays and the order of work that tests use to provoke races.
     seed: OrOff<u64> = OrOff(None), "KOLO_SEED", agreed, [];

@@ -146,6 +146,7 @@ pub(super) fn take_item<'a>(take: &mut Take<'a>, size: usize) -> Option<Item<'a>
             let count = take.bounded(size as u64)?;
             // Grown as read: a count in hostile bytes allocates nothing.
             let mut groups = Vec::new();
+            let mut total = 0;
             for _ in 0..count {
                 let said = match take.u8()? {
                     0 => Said::Bit,
@@ -154,10 +155,15 @@ pub(super) fn take_item<'a>(take: &mut Take<'a>, size: usize) -> Option<Item<'a>
                     3 => Said::Other,
                     _ => return None,
                 };
-                groups.push(Group { said, ranks: take_ranks(take, size)? });
+                let ranks = take_ranks(take, size)?;
+                total += ranks.len();
+                // A few bytes stand for all ranks, and no rank is in two groups.
+                if total > size {
+                    return None;
+                }
+                groups.push(Group { said, ranks });
             }
-            let ranks: usize = groups.iter().map(|group| group.ranks.len()).sum();
-            (ranks == size).then_some(Item::Fail { name, groups })
+            (total == size).then_some(Item::Fail { name, groups })
         }
         RUN => Some(Item::Run { count: u32::from_le_bytes(take.slice(4)?.try_into().ok()?) }),
         TIMEOUT => {

@@ -10,7 +10,9 @@ use super::operation::{Operation, describe, fields, fingerprint};
 use super::rounds::RoundRun;
 use super::{Port, Step, Team};
 use crate::error::{Error, Mismatch, Result};
+use crate::event::{Begun, Mark, Stage, Verb};
 use crate::plan::{Algorithm, Table, TwoLevel};
+use crate::tensor::{DType, ReduceOp};
 use crate::transport::Link;
 use crate::transport::shm::{Arena, Fingerprint};
 
@@ -34,6 +36,10 @@ pub(crate) struct Channel {
     pub(super) chunks: u64,
     current: Option<Run>,
     poisoned: Option<Error>,
+    /// The set's number, in what is reported.
+    set: u32,
+    /// The operation in flight, where the channel reports it.
+    mark: Mark,
     /// Set ranks on other hosts that have yet to be told that this rank gave up.
     farewells: Vec<usize>,
 }
@@ -112,8 +118,49 @@ impl Channel {
             chunks: 0,
             current: None,
             poisoned: None,
+            set: 0,
+            mark: Mark::NONE,
             farewells: Vec::new(),
         }
+    }
+
+    /// Reports what it does as set `id`.
+    pub(crate) fn of_set(self, id: u32) -> Self {
+        Self { set: id, ..self }
+    }
+
+    /// The set's number, in what is reported.
+    pub(crate) fn set(&self) -> u32 {
+        self.set
+    }
+
+    /// Reports an operation that begins; `peer` is a rank of the set.
+    #[inline]
+    pub(crate) fn report(
+        &self,
+        verb: Verb,
+        (dtype, op): (DType, Option<ReduceOp>),
+        peer: Option<usize>,
+        bytes: u64,
+        place: u64,
+    ) -> Mark {
+        self.port.sink.begun(&Begun {
+            set: self.set,
+            name: "",
+            verb,
+            dtype: dtype as u8,
+            op: op.map_or(0, |op| op as u8),
+            peer: peer.and_then(|rank| self.team.globals().get(rank)).copied(),
+            bytes,
+            place: Some(place),
+            at: None,
+        })
+    }
+
+    /// Reports the end of the operation in flight.
+    #[inline]
+    fn ended(&mut self, stage: Stage) {
+        self.port.sink.reached(std::mem::take(&mut self.mark), stage, None);
     }
 
     pub(crate) fn port(&self) -> &Arc<Port> {
@@ -159,6 +206,10 @@ impl Channel {
             return Err(error);
         }
         let print = self.next_print(&operation);
+        if let Some((verb, root)) = operation.reported() {
+            let bytes = operation.pieces.iter().map(|piece| piece.input.len() as u64).sum();
+            self.mark = self.report(verb, (operation.dtype, operation.reduce_op()), root, bytes, self.begun);
+        }
         self.current = Some(self.plan(operation, print));
         Ok(())
     }
@@ -174,7 +225,18 @@ impl Channel {
     ///
     /// A mismatch on the only host ends this operation only; any other error ends the channel here and on the peers,
     /// because they may have moved on.
+    #[inline]
     pub(crate) fn poll(&mut self) -> Result<Step> {
+        let step = self.poll_run();
+        match &step {
+            Ok(Step::Progress | Step::Pending) => {}
+            Ok(Step::Ready(())) => self.ended(Stage::Done),
+            Err(_) => self.ended(Stage::Failed),
+        }
+        step
+    }
+
+    fn poll_run(&mut self) -> Result<Step> {
         self.progress()?;
         let Some(mut run) = self.current.take() else {
             return self.poisoned.clone().map_or(Ok(Step::Ready(())), Err);
@@ -279,6 +341,7 @@ impl Channel {
     /// Makes every later operation of this rank fail with `error`. Peers do not learn of it.
     pub(crate) fn poison(&mut self, error: Error) {
         self.current = None;
+        self.ended(Stage::Failed);
         self.poisoned.get_or_insert(error);
     }
 

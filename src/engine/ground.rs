@@ -8,6 +8,7 @@ use super::ringing::Ringing;
 use super::routes::Routes;
 use super::{Channel, Port, Team};
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::membership::{Job, share};
 use crate::plan::{Algorithm, Layout, Table, Thresholds, TwoLevel};
 use crate::transport::Link;
@@ -55,6 +56,7 @@ impl Ground {
             deadline: config.deadline,
             warning: config.stall_warning.0.unwrap_or(Duration::MAX),
             abroad: (job.topology.hosts().len() > 1).then(|| Arc::clone(job.core())),
+            sink: Arc::clone(&job.sink),
             absence: Box::new(move |rank| roster.missing(rank as usize)),
             standing: Box::new(move |rank| book.standing(rank as usize)),
         });
@@ -100,7 +102,8 @@ impl Ground {
         let link = routes(&arena, Stream::Collectives)?;
         let user = routes(&letters, Stream::User)?;
         let negotiation = if negotiated { self.network(id, Stream::Negotiation, &team)? } else { None };
-        let channel = Channel::new(Arc::clone(&self.port), team, arena, link, table);
+        self.port.sink.event(&Event::Set { id, named: negotiated, ranks: team.globals().to_vec() });
+        let channel = Channel::new(Arc::clone(&self.port), team, arena, link, table).of_set(id);
         Ok(Built { channel, user, negotiation })
     }
 

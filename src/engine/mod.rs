@@ -33,7 +33,7 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use ground::{Built, Ground};
-pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces, Prescale};
+pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces, Prescale, reported_move};
 pub(crate) use sizing::Sizing;
 pub(crate) use split::{group, wish};
 pub(crate) use team::Team;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Fields};
+use crate::event::Verb;
 use crate::plan::moves::{Move, Moves};
 use crate::tensor::{DType, Piece, ReduceOp};
 use crate::transport::shm::Fingerprint;
@@ -107,6 +108,25 @@ impl Operation {
         Self { collective, dtype, count, prescale, postscale: 1.0, pieces, logged: None, moves: None }
     }
 
+    /// What to report of it; `None` if somebody else does. The root is a rank of the set.
+    pub(super) fn reported(&self) -> Option<(Verb, Option<usize>)> {
+        if self.logged.is_some() {
+            // Each of its tensors is reported by name.
+            return None;
+        }
+        Some(match self.collective {
+            Collective::Allreduce(_) => (Verb::Allreduce, None),
+            Collective::Broadcast { root } => (Verb::Broadcast, Some(root)),
+            Collective::Allgather => (Verb::Allgather, None),
+            Collective::ReduceScatter { .. } => (Verb::ReduceScatter, None),
+            Collective::Reduce { root, .. } => (Verb::Reduce, Some(root)),
+            Collective::Move(of) | Collective::Sized(of) => reported_move(of),
+            Collective::Sizes { of, .. } => (Verb::Sizes, reported_move(of).1),
+            Collective::Barrier => (Verb::Barrier, None),
+            Collective::Refused => (Verb::Refused, None),
+        })
+    }
+
     /// How elements combine, for those collectives that combine them.
     pub(crate) fn reduce_op(&self) -> Option<ReduceOp> {
         match self.collective {
@@ -121,6 +141,16 @@ impl Operation {
             | Collective::Barrier
             | Collective::Refused => None,
         }
+    }
+}
+
+/// What to report of blocks that change places.
+pub(crate) fn reported_move(of: Move) -> (Verb, Option<usize>) {
+    match of {
+        Move::Allgather => (Verb::Allgather, None),
+        Move::Gather { root } => (Verb::Gather, Some(root)),
+        Move::Scatter { root } => (Verb::Scatter, Some(root)),
+        Move::AllToAll => (Verb::Alltoall, None),
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::routes::Routes;
 use super::{Channel, Port, Step, Team};
+use crate::event::Nobody;
 use crate::membership::RankStatus;
 use crate::os::memory::Mapping;
 use crate::plan::{Algorithm, Layout, Table, Thresholds};
@@ -82,6 +83,7 @@ impl Shape {
                     deadline: Duration::from_secs(60),
                     warning: Duration::from_secs(30),
                     abroad: None,
+                    sink: Arc::new(Nobody),
                     absence: Box::new(|_| None),
                     standing: Box::new(RankStatus::unknown),
                 });

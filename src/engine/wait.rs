@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Step;
 use crate::error::{Error, Failure, Result};
+use crate::event::Sink;
 use crate::membership::{Absence, Core, RankStatus, Waiting};
 use crate::os::sync::{spin_loop, yield_now};
 use crate::transport::shm::Control;
@@ -49,6 +50,8 @@ pub(crate) struct Port {
     pub(crate) warning: Duration,
     /// The job's other hosts, where there are any.
     pub(crate) abroad: Option<Arc<Core>>,
+    /// Hears of every operation.
+    pub(crate) sink: Arc<dyn Sink>,
     /// Says why a global rank does not come, if there is something to tell.
     pub(crate) absence: Box<dyn Fn(u32) -> Option<Absence> + Send + Sync>,
     /// Says what a global rank does.

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use super::set::NamedSet;
 use crate::engine::{Idle, Port, Step};
 use crate::error::{Error, Result};
-use crate::os::futex;
 use crate::os::sync::{AtomicU32, fence};
-use crate::os::time;
+use crate::os::{futex, time};
 
 /// Says that a thread of kolo itself panicked.
 pub(crate) type OnPanic = Box<dyn Fn(&str) + Send + Sync>;
@@ -24,7 +23,7 @@ pub(crate) type OnPanic = Box<dyn Fn(&str) + Send + Sync>;
 pub(crate) struct Driver {
     port: Arc<Port>,
     clock: Clock,
-    /// When the driver was made, in the clock of the host.
+    /// When the clock began, by the monotonic clock.
     born: Duration,
     on_panic: OnPanic,
     /// Every set, for the end.
@@ -116,6 +115,11 @@ impl Driver {
 
     pub(crate) fn port(&self) -> &Arc<Port> {
         &self.port
+    }
+
+    /// When the driver was made, by the monotonic clock.
+    pub(crate) fn born(&self) -> Duration {
+        self.born
     }
 
     /// Time since the driver was made: the clock of negotiation.

@@ -9,10 +9,10 @@ use super::running::{LISTED, Running, list};
 use super::status::Status;
 use super::tickets::{Entry, Tickets};
 use super::wires::Wires;
-use crate::coordinator::{Action, Batch, Coordinator, Event, Params, Request, Ticket, Topology};
-use crate::engine::{BLAMED, Built, Channel, Doubt, Port, Step, Team};
+use crate::coordinator::{Action, Batch, Coordinator, Event, Kind, Params, Request, Spec, Ticket, Topology};
+use crate::engine::{BLAMED, Built, Channel, Doubt, Port, Step, Team, reported_move};
 use crate::error::{Error, Result};
-use crate::event;
+use crate::event::{self, Begun, Stage, Verb};
 use crate::membership::{RankState, RankStatus};
 
 /// How long a set that is over, or whose rank leaves, tries to hand its last messages to other hosts.
@@ -36,6 +36,8 @@ const ATTENTION: Duration = Duration::from_secs(2);
 pub(crate) struct NamedSet {
     pub(crate) driver: Arc<Driver>,
     team: Arc<Team>,
+    /// Its number, in what is reported.
+    id: u32,
     core: Mutex<Core>,
 }
 
@@ -86,7 +88,7 @@ impl std::fmt::Debug for Core {
 impl NamedSet {
     pub(crate) fn new(driver: Arc<Driver>, built: Built, params: Params) -> Result<Arc<Self>> {
         let Built { channel, negotiation, .. } = built;
-        let team = Arc::clone(channel.team());
+        let (team, id) = (Arc::clone(channel.team()), channel.set());
         let topology = Topology {
             hosts: team.hosts().iter().map(|host| host.iter().map(|&rank| rank as u32).collect()).collect(),
             global: team.globals().to_vec(),
@@ -105,13 +107,13 @@ impl NamedSet {
             told: Vec::new(),
         };
         let core = Core {
-            tickets: Tickets::default(),
+            tickets: Tickets::new(Arc::clone(&driver.port().sink), driver.born()),
             parts: Some(Box::new(parts)),
             active: false,
             attends_until: Duration::ZERO,
             over: None,
         };
-        let set = Arc::new(Self { driver, team, core: Mutex::new(core) });
+        let set = Arc::new(Self { driver, team, id, core: Mutex::new(core) });
         set.driver.adopt(&set);
         if set.speaks() {
             // A summons reaches the background thread alone.
@@ -160,12 +162,13 @@ impl NamedSet {
             return Err(error);
         }
         let flight = Arc::clone(&entry.flight);
+        let bytes = entry.pieces.iter().map(|piece| piece.input.len() as u64).sum();
         let now = self.driver.now();
         let mut core = self.lock();
         if let Some(over) = &core.over {
             return Err(over.error.clone());
         }
-        let Some(ticket) = core.tickets.insert(entry) else {
+        let Some(ticket) = core.tickets.insert(entry, self.begun(request, bytes), now) else {
             let name = &request.name;
             return Err(Error::argument(format!(
                 "'{name}' is already in flight on this rank; wait for it first, or use another name"
@@ -182,6 +185,29 @@ impl NamedSet {
         match outcome {
             Some(Err(error)) => Err(error),
             _ => Ok(ticket),
+        }
+    }
+
+    /// What to report of a request on `bytes` bytes.
+    fn begun<'a>(&self, request: &'a Request, bytes: u64) -> Begun<'a> {
+        let Spec { kind, dtype, .. } = request.spec;
+        let (verb, op) = match kind {
+            Kind::Allreduce { op } => (Verb::Allreduce, op as u8),
+            Kind::Broadcast { .. } => (Verb::Broadcast, 0),
+            Kind::Reduce { op, .. } => (Verb::Reduce, op as u8),
+            Kind::ReduceScatter { op } => (Verb::ReduceScatter, op as u8),
+            Kind::Move(of) => (reported_move(of).0, 0),
+        };
+        Begun {
+            set: self.id,
+            name: &request.name,
+            verb,
+            dtype: dtype as u8,
+            op,
+            peer: kind.root().and_then(|root| self.team.globals().get(root as usize)).copied(),
+            bytes,
+            place: None,
+            at: None,
         }
     }
 
@@ -392,16 +418,23 @@ impl Core {
             let mut todo = std::mem::take(&mut parts.actions);
             for action in todo.drain(..) {
                 let Some(parts) = &mut self.parts else { return };
-                let Parts { coordinator, wires, actions, batches, .. } = &mut **parts;
+                let Parts { coordinator, wires, actions, batches, running, .. } = &mut **parts;
                 match wires.act(now, action, coordinator, actions, &mut rang) {
                     None => {}
-                    Some(Action::Run(batch)) => batches.push_back(batch),
+                    Some(Action::Run(batch)) => {
+                        // Else it starts at once, which says as much.
+                        if running.is_some() || !batches.is_empty() {
+                            let agreed = Stage::Agreed(batch.index);
+                            batch.items.iter().for_each(|item| self.tickets.reached(item.ticket, agreed, now));
+                        }
+                        batches.push_back(batch);
+                    }
                     Some(Action::Fail { ticket, mut error }) => {
                         if let Error::Timeout { missing, .. } = &mut error {
                             *missing = with_standings(missing, coordinator.late(), port);
                         }
                         if let Some(entry) = self.tickets.remove(ticket) {
-                            self.tickets.end(entry, Err(error));
+                            self.tickets.end(entry, Err(error), now);
                         }
                     }
                     Some(Action::Poison(error)) => {
@@ -447,7 +480,7 @@ impl Core {
             }
             Step::Ready(()) => {
                 for entry in parts.running.take().into_iter().flat_map(|running| running.entries) {
-                    self.tickets.end(entry, Ok(()));
+                    self.tickets.end(entry, Ok(()), now);
                 }
                 Ok(true)
             }
@@ -456,6 +489,8 @@ impl Core {
 
     fn begin(&mut self, batch: Batch, now: Duration) -> Result<()> {
         let Some(parts) = &mut self.parts else { return Ok(()) };
+        let started = Stage::Started(batch.index);
+        batch.items.iter().for_each(|item| self.tickets.reached(item.ticket, started, now));
         let entries: Vec<Entry> = batch.items.iter().filter_map(|item| self.tickets.remove(item.ticket)).collect();
         let gone = entries.len() < batch.items.len();
         // From here on the end of the set ends them.
@@ -478,7 +513,7 @@ impl Core {
             self.poison(&error, now, port);
         } else if let Some(entry) = self.tickets.remove(ticket) {
             let name = Arc::clone(entry.flight.name());
-            self.tickets.end(entry, Err(Error::Cancelled(Arc::clone(&name))));
+            self.tickets.end(entry, Err(Error::Cancelled(Arc::clone(&name))), now);
             if waits {
                 self.poison(&too_late(&name), now, port);
             }
@@ -567,7 +602,7 @@ impl Core {
             parts.coordinator.step(now, end, &mut Vec::new());
         }
         for entry in running.into_iter().flat_map(|running| running.entries) {
-            self.tickets.end(entry, Err(error.clone()));
+            self.tickets.end(entry, Err(error.clone()), now);
         }
         for entry in self.tickets.drain() {
             let error = match error {
@@ -578,7 +613,7 @@ impl Core {
                 }
                 _ => others.clone(),
             };
-            self.tickets.end(entry, Err(error));
+            self.tickets.end(entry, Err(error), now);
         }
     }
 }

@@ -13,7 +13,7 @@ mod world;
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -108,11 +108,12 @@ pub(crate) struct CoreParts {
     pub(crate) world: World,
     pub(crate) links: Option<Links>,
     pub(crate) nudge: Nudge,
+    pub(crate) sink: Arc<dyn Sink>,
 }
 
 impl Core {
     pub(crate) fn new(parts: CoreParts) -> Self {
-        let CoreParts { id, epoch, topology, config, control, way, reserve, world, links, nudge } = parts;
+        let CoreParts { id, epoch, topology, config, control, way, reserve, world, links, nudge, sink } = parts;
         let (topology, pid) = (Arc::new(topology), std::process::id());
         let hosts = Hosts::new(topology.hosts().len());
         let roster = Roster { topology: Arc::clone(&topology), control: control.clone(), hosts, pid };
@@ -125,7 +126,7 @@ impl Core {
             roster,
             way,
             reserve,
-            sink: Arc::new(event::Nobody),
+            sink,
             pid,
             world: Arc::new(world),
             links: links.map(Arc::new),
@@ -220,7 +221,8 @@ impl Core {
 
     fn tell_user(&self, failure: &Failure) {
         if self.world.tells() {
-            event::tell_error(&failure.to_string());
+            let more = self.sink.whereabouts().map_or_else(String::new, |more| format!("\n  {more}"));
+            event::tell_error(&format!("{failure}{more}"));
         }
     }
 
@@ -302,6 +304,13 @@ impl Core {
             }
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Whether all ranks of this host have left in order. Two that leave at once may both see it; one of them does.
+    fn is_closed(&self) -> bool {
+        fence(Ordering::SeqCst);
+        let left = |local| self.control.state(local) == MemberState::Left;
+        (0..self.topology.local_size()).all(left) && self.check().is_ok()
     }
 
     /// Declares a member of this host dead, and with that the job failed.
@@ -425,6 +434,9 @@ impl Drop for Job {
             self.core.linger();
         }
         self.core.control.leave();
+        if self.core.is_closed() {
+            self.core.sink.event(&Event::Closed);
+        }
         // A leader that has left before waits for the last rank of its host.
         self.core.nudge.look();
         let Some(JobParts { watcher, bootstrap: _bootstrap, live: _live }) = parts else { return };

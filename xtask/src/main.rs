@@ -1,7 +1,9 @@
 //! `cargo xtask`: the project's tasks, in Rust, so that they run wherever kolo builds.
 
 mod demo;
+mod fuzzing;
 mod setup;
+mod soak;
 mod suites;
 mod workspace;
 
@@ -27,6 +29,14 @@ cargo xtask faults [--rounds N] [--seed S] [--round R]
     host, on 2 pretended ones and, as root, on 2 hosts made out of namespaces. The last line counts the failures.
     --seed S   the moments and the order: a round that fails prints its seed
     --round R  only this round
+
+cargo xtask fuzz [--seconds N]
+    Feeds damaged and random bytes to everything that reads what others wrote, for N seconds in all (60 if not given), from
+    new seeds. A failure prints its seed, and KOLO_SEED runs that one again.
+
+cargo xtask soak [--rounds N]
+    Runs jobs of 4 ranks for N rounds of 50 tensors (10000 if not given), on one host and on two pretended ones: memory,
+    threads, descriptors and segments of each rank must stay flat.
 ";
 
 fn main() -> ExitCode {
@@ -45,6 +55,8 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         Some((task, rest)) if task == "demo" => demo::run(rest),
         Some((task, rest)) if task == "test" => suites::run(rest),
         Some((task, rest)) if task == "faults" => faults(rest),
+        Some((task, rest)) if task == "fuzz" => fuzzing::task(rest),
+        Some((task, rest)) if task == "soak" => soak::task(rest),
         Some((task, _)) if matches!(task.as_str(), "help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)

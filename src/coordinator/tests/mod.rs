@@ -1,5 +1,6 @@
 //! One test a rule, on a small network whose memory is immediate; `sim` covers the orders in which things can be seen.
 
+mod fuzz;
 mod hostile;
 mod hosts;
 mod rules;

@@ -9,6 +9,8 @@
 mod address;
 mod connect;
 mod frame;
+#[cfg(all(test, not(kolo_loom)))]
+mod fuzz;
 mod handshake;
 mod links;
 #[cfg(test)]

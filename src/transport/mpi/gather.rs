@@ -174,8 +174,23 @@ fn decode(mut bytes: &[u8], blocks: usize) -> Option<Vec<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
+    use xtask::fuzz::{Random, fuzz};
+
     use super::*;
+    use crate::os::counting::frugal;
     use crate::transport::mpi::testing;
+
+    #[test]
+    fn fuzz_gathered_blocks() {
+        let valid = |random: &mut Random| encode(&(0..3).map(|_| random.bytes(30)).collect::<Vec<_>>());
+        fuzz("gathered blocks", &[], valid, |bytes| {
+            let blocks = frugal(bytes, || decode(bytes, 3));
+            blocks.is_some_and(|blocks| {
+                assert_eq!(encode(&blocks), bytes, "blocks have one form");
+                true
+            })
+        });
+    }
 
     #[test]
     fn blocks_survive_the_wire_and_broken_ones_do_not() {

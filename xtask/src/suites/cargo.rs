@@ -3,10 +3,11 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::Context;
 use crate::workspace::{cargo, root, target};
+use crate::{fuzzing, soak};
 
 /// The sets of features that are built and linted. Packages besides kolo use its default features, so only kolo itself is
 /// built without them.
@@ -18,6 +19,9 @@ const FAULTS: &str = "faults";
 pub(super) const HOSTS: &str = "hosts";
 /// Rounds of faults, which belong to the suite of the faults.
 pub(crate) const ROUNDS: &str = "rounds";
+
+/// What the suite fuzz takes beyond compiling, in seconds.
+const FUZZ_SECONDS: u64 = 60;
 
 pub(crate) fn fmt(context: &Context) -> Result<()> {
     context.run(&mut cargo(&["fmt", "--all", "--check"]))?;
@@ -88,8 +92,8 @@ fn test_files(directory: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        names
-            .extend(name.strip_suffix(".rs").filter(|name| ![FAULTS, HOSTS, ROUNDS].contains(name)).map(str::to_owned));
+        let own_suite = [FAULTS, HOSTS, ROUNDS, soak::TEST];
+        names.extend(name.strip_suffix(".rs").filter(|name| !own_suite.contains(name)).map(str::to_owned));
     }
     names.sort();
     Ok(names)
@@ -134,6 +138,20 @@ fn rounds(context: &Context) -> Result<()> {
     let output = context.output(&mut cargo(&["test", "--quiet", "--test", ROUNDS, "--", "--rounds", "40"]))?;
     let counted = |line: &str| line.split_once(" faults, 0 failed")?.0.parse().ok();
     context.count(output.lines().find_map(counted).context("the rounds did not count their faults")?);
+    Ok(())
+}
+
+pub(crate) fn fuzz(context: &Context) -> Result<()> {
+    let (cases, _) = fuzzing::run(FUZZ_SECONDS, context.left())?;
+    context.count(cases);
+    Ok(())
+}
+
+pub(crate) fn soak(context: &Context) -> Result<()> {
+    let output = context.output(&mut soak::command(soak::SUITE_ROUNDS))?;
+    let (checks, failed) = soak::checks(&output);
+    ensure!(checks > 0 && failed == 0, "{checks} checks, {failed} failed");
+    context.count(checks);
     Ok(())
 }
 

@@ -49,8 +49,7 @@ impl Context {
     pub(crate) fn output(&self, command: &mut Command) -> Result<String> {
         let typed = workspace::typed(command);
         println!("$ {typed}");
-        let left = self.deadline.get().saturating_duration_since(Instant::now());
-        let finished = process::run(command, left, Echo::Live).with_context(|| format!("cannot run {typed}"))?;
+        let finished = process::run(command, self.left(), Echo::Live).with_context(|| format!("cannot run {typed}"))?;
         self.count(tests_passed(&finished.output));
         if finished.timed_out() {
             bail!("over its budget of {} s in: {typed}", self.budget.get().as_secs());
@@ -58,6 +57,11 @@ impl Context {
         ensure!(finished.success(), "{} from: {typed}", finished.ending());
         ensure!(finished.left_behind.is_empty(), "{typed} left processes behind: {:?}", finished.left_behind);
         Ok(finished.output)
+    }
+
+    /// What is left of the suite's budget.
+    pub(crate) fn left(&self) -> Duration {
+        self.deadline.get().saturating_duration_since(Instant::now())
     }
 
     /// Adds to what the suite has checked.

@@ -71,6 +71,8 @@ pub(crate) const SUITES: &[Suite] = &[
     long("seeds", 600, "tests", "10,000 seeds of delays and interleavings", cargo::seeds),
     long("hosts", 400, "tests", "jobs across hosts made out of namespaces, cut and slow links", hosts::run),
     long("faults", 480, "tests", "killed and stopped ranks, rounds of faults, a small /dev/shm", cargo::faults),
+    long("fuzz", 240, "cases", "damaged and random bytes, from new seeds, for a minute", cargo::fuzz),
+    long("soak", 300, "checks", "what 4 ranks hold stays flat over many rounds", cargo::soak),
     long("mpich", 900, "tests", "the mpi suite, built against MPICH", mpich::run),
     long("msrv", 240, "checks", "compiles with the oldest supported Rust", cargo::msrv),
 ];
