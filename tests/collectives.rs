@@ -41,6 +41,7 @@ mpi_test!(
     np = [1, 2, 3, 4],
     hosts = ["1,1", "2,2", "3,1"],
     env = [("KOLO_SLOT_BYTES", "4KiB"), ("KOLO_DEADLINE", "30s")],
+    seconds = 180,
     |kolo| {
         let mut bench = Bench::new(kolo)?;
         each_type!(bench.allreduce);

@@ -247,6 +247,9 @@ impl<'a> Bench<'a> {
     /// that do not come out even.
     pub(crate) fn blocks<T: Sample>(&mut self) -> Result<()> {
         for count in counts(size_of::<T>()) {
+            if takes_turns(T::DTYPE, None) && !self.has_turn() {
+                continue;
+            }
             self.reduce::<T>(count)?;
             self.uneven_reduce_scatter::<T>(count)?;
             self.even_blocks::<T>(count)?;
