@@ -35,13 +35,14 @@ use crate::transport::Link;
 /// # Ok::<(), kolo::Error>(())
 /// ```
 pub struct Communicator {
-    ground: Arc<Ground>,
     pub(crate) channel: Channel,
     pub(crate) user: Box<dyn Link>,
     /// Where messages are put together and taken apart.
     pub(crate) scratch: Vec<u8>,
     /// Whether the operation in flight is the place of a call that was refused.
     refused: bool,
+    /// The last field: a rank leaves the job after its links are gone.
+    ground: Arc<Ground>,
 }
 
 impl fmt::Debug for Communicator {
@@ -53,7 +54,7 @@ impl fmt::Debug for Communicator {
 
 impl Communicator {
     pub(crate) fn new(ground: Arc<Ground>, built: Built) -> Self {
-        Self { ground, channel: built.channel, user: built.user, scratch: Vec::new(), refused: false }
+        Self { channel: built.channel, user: built.user, scratch: Vec::new(), refused: false, ground }
     }
 
     /// This rank's index in the communicator.
