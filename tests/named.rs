@@ -340,7 +340,7 @@ fn cancel_what_all_have_submitted() -> Result<()> {
     judge.barrier()
 }
 
-mpi_test!(a_late_cancel_is_an_error_on_every_rank, np = [2, 3], hosts = ["1,1"], || {
+mpi_test!(a_late_cancel_is_an_error_on_every_rank, np = [2, 3], hosts = ["1,1", "2,2"], || {
     cancel_what_all_have_submitted().expect("the judge works on");
     ExitCode::SUCCESS
 });

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::exchange::GOODBYE;
+use super::farewell::{GOODBYE, LastWords};
 use super::host::HostRun;
 use super::inline::InlineRun;
 use super::operation::{Operation, describe, fingerprint};
 use super::rounds::RoundRun;
+use super::routes::Routes;
 use super::{Port, Step, Team};
 use crate::error::{Error, Mismatch, Result};
 use crate::plan::{Algorithm, Table, TwoLevel};
@@ -21,7 +22,7 @@ pub(crate) struct Channel {
     pub(super) team: Arc<Team>,
     pub(super) arena: Arena,
     /// Ordered messages to every other rank of the set, for schedules that do not run in slots.
-    pub(super) link: Box<dyn Link>,
+    pub(super) link: Routes,
     pub(super) table: Table,
     pub(super) two_level: TwoLevel,
     /// Bytes of a chunk: a slot, or less of it where a test wants many chunks.
@@ -33,8 +34,10 @@ pub(crate) struct Channel {
     pub(super) chunks: u64,
     current: Option<Run>,
     poisoned: Option<Error>,
-    /// Set ranks on other hosts that have yet to be told that this rank gave up.
-    farewells: Vec<usize>,
+    /// Set ranks on other hosts that have yet to be told that this rank gave up, and whether goodbye is said.
+    farewells: Vec<(usize, bool)>,
+    /// What they are told then.
+    last_words: Vec<u8>,
 }
 
 /// An operation in flight.
@@ -59,7 +62,7 @@ impl std::fmt::Debug for Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Box<dyn Link>, table: Table) -> Self {
+    pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Routes, table: Table) -> Self {
         let two_level = TwoLevel::new(team.hosts().to_vec(), team.rank());
         let chunk_bytes = arena.slot_bytes();
         Self {
@@ -76,6 +79,7 @@ impl Channel {
             current: None,
             poisoned: None,
             farewells: Vec::new(),
+            last_words: Vec::new(),
         }
     }
 
@@ -192,15 +196,26 @@ impl Channel {
     /// part of this.
     fn heed(&mut self, step: Step) -> Result<Step> {
         match self.arena.poisoned(self.begun) {
-            Some(rank) if step == Step::Pending => Err(self.give_up(gone(rank))),
+            Some(rank) if step == Step::Pending => {
+                let words = self.overhear().unwrap_or(LastWords { rank, reason: String::new() });
+                Err(self.give_up_after(words.error(), words))
+            }
             _ => Ok(step),
         }
+    }
+
+    /// What a member of this host that has given up said, if there was room for it.
+    #[cold]
+    fn overhear(&mut self) -> Option<LastWords> {
+        let (arena, team) = (self.arena.clone(), Arc::clone(&self.team));
+        let mut gone = (0..team.members().len()).filter(|&member| member != team.member());
+        gone.find_map(|member| arena.poisoned_member(member).and_then(|_| self.link.last_words(team.members()[member])))
     }
 
     /// What ends a wait for `rank` of the set if that rank has given up, as far as this host knows.
     pub(crate) fn abandoned(&self, rank: usize) -> Option<Error> {
         let member = self.team.members().iter().position(|&member| member == rank)?;
-        self.arena.poisoned_member(member).map(gone)
+        self.arena.poisoned_member(member).map(|rank| LastWords { rank, reason: String::new() }.error())
     }
 
     /// Gives up the operation in flight, if there is one: its buffers are not touched again. The channel is unusable
@@ -213,20 +228,32 @@ impl Channel {
 
     /// Ends the channel with `error`, here and on the peers. Returns the error that ended it first.
     pub(crate) fn give_up(&mut self, error: Error) -> Error {
+        let heard = self.link.take_heard();
+        let culprit = || self.arena.poisoned(u64::MAX).map(|rank| LastWords { rank, reason: String::new() });
+        let own = || LastWords { rank: self.team.global(self.team.rank()), reason: error.to_string() };
+        let words = heard.or_else(culprit).unwrap_or_else(own);
+        self.give_up_after(error, words)
+    }
+
+    /// The same, because of what `words` say.
+    fn give_up_after(&mut self, error: Error, words: LastWords) -> Error {
         if self.poisoned.is_none() {
             // An operation in flight is not done; without one, all that have begun are.
             let done = self.begun - u64::from(self.current.is_some());
             self.poison(error.clone());
-            let culprit = self.arena.poisoned(u64::MAX).unwrap_or_else(|| self.team.global(self.team.rank()));
-            self.arena.poison(done + 1, culprit);
-            self.port.ring();
-            self.farewells = (0..self.team.size()).filter(|peer| !self.team.members().contains(peer)).collect();
+            self.last_words = words.encode(self.link.piece());
+            self.farewells = (0..self.team.size()).map(|peer| (peer, false)).collect();
+            self.farewells.swap_remove(self.team.rank());
             self.take_leave();
+            // Members see this word, and then what the mail had room for.
+            self.farewells.retain(|(peer, _)| !self.team.members().contains(peer));
+            self.arena.poison(done + 1, words.rank);
+            self.port.ring();
         }
         error
     }
 
-    /// Tells the other hosts that this rank gave up, as far as there is room for a message; true once all are told.
+    /// Tells the other ranks that this one gave up, as far as there is room for messages; true once all are told.
     ///
     /// A rank that cannot be told for good, because the link is broken, runs into its own deadline.
     pub(crate) fn take_leave(&mut self) -> bool {
@@ -234,7 +261,14 @@ impl Channel {
             let link = &mut self.link;
             // An error of the link is one of the peers' farewells, or comes again when something is sent.
             let moved = link.progress();
-            self.farewells.retain(|&peer| matches!(link.try_send(peer, GOODBYE), Ok(false)));
+            let words = &self.last_words;
+            self.farewells.retain_mut(|(peer, said)| {
+                let mut tell = || {
+                    *said = *said || link.try_send(*peer, GOODBYE)?;
+                    Ok::<_, Error>(*said && link.try_send(*peer, words)?)
+                };
+                matches!(tell(), Ok(false))
+            });
             if let (Err(error), false) = (moved, self.farewells.is_empty()) {
                 log::debug!("telling the ranks {:?} of the set that this one gave up: {error}", self.farewells);
             }
@@ -320,8 +354,4 @@ impl Channel {
         let name = format!("communicator operation {}", print.seq());
         Error::Mismatch(Arc::new(Mismatch { name, views }))
     }
-}
-
-fn gone(rank: u32) -> Error {
-    Error::Poisoned(format!("rank {rank} gave up an operation that this rank counts on; see its error for why").into())
 }

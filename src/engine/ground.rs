@@ -92,12 +92,12 @@ impl Ground {
         let contiguous = TwoLevel::new(team.hosts().to_vec(), team.rank()).contiguous();
         let layout = Layout { hosts: team.hosts().len(), ranks: team.size(), contiguous };
         let table = Table::new(layout, Thresholds::DEFAULT, config.deterministic, self.algorithm)?;
-        let routes = |arena: &Arena, stream| -> Result<Box<dyn Link>> {
+        let routes = |arena: &Arena, stream| -> Result<Routes> {
             let network = self.network(id, stream, &team)?;
-            Ok(Box::new(Routes::new(Arc::clone(&self.port), &team, arena, network)))
+            Ok(Routes::new(Arc::clone(&self.port), &team, arena, network))
         };
         let link = routes(&arena, Stream::Collectives)?;
-        let user = routes(&letters, Stream::User)?;
+        let user = Box::new(routes(&letters, Stream::User)?);
         let negotiation = if negotiated { self.network(id, Stream::Negotiation, &team)? } else { None };
         let channel = Channel::new(Arc::clone(&self.port), team, arena, link, table);
         Ok(Built { channel, user, negotiation })

@@ -9,6 +9,7 @@ mod channel;
 mod choose;
 mod cross;
 mod exchange;
+mod farewell;
 mod fold;
 mod ground;
 mod host;

@@ -398,7 +398,8 @@ fn seeded_giving_up_ends_every_rank() {
         for (rank, (done, end)) in ends.iter().enumerate() {
             let what = format!("{shape:?}: rank {quitter} gives up operation {at}; rank {rank} ended {done}: {end:?}");
             let Err(Error::Poisoned(text)) = end else { panic!("{what}") };
-            assert!(text.contains("gave up") || rank == quitter && text.contains("on purpose"), "{what}");
+            let told = text.contains(&format!("rank {quitter} gave up"));
+            assert!(told || rank == quitter && text.contains("on purpose"), "{what}");
             assert!(rank != quitter || *done <= at + 1, "{what}");
         }
         // The operations that ended on every rank before.

@@ -91,7 +91,7 @@ impl Shape {
                     let stamp = Stamp { job: 1, epoch: 0, set: 0, channel: 0 };
                     Box::new(network.link(stamp, all, me, 1 << 10).unwrap()) as Box<dyn crate::transport::Link>
                 });
-                let routes = Box::new(Routes::new(Arc::clone(&port), &team, &arena, link));
+                let routes = Routes::new(Arc::clone(&port), &team, &arena, link);
                 let layout = Layout { hosts: self.hosts.len(), ranks, contiguous: true };
                 let table = Table::new(layout, Thresholds::DEFAULT, self.deterministic, self.algorithm).unwrap();
                 let mut channel = Channel::new(port, team, arena, routes, table);

@@ -239,7 +239,7 @@ fn streams_that_end_in_the_middle_on_both_sides_end_in_order() {
                     fill(&mut link, peer, &vec![7; PIECE]);
                 }
                 // Some have receives posted that match what comes, some have none.
-                if (me + set as usize) % 2 == 0 {
+                if (me + set as usize).is_multiple_of(2) {
                     let from = (me + 1) % world.size();
                     let mut pace = Pace::new();
                     while !link.try_recv(from, &mut |bytes| assert_eq!(bytes, [0])).expect("receive") {
