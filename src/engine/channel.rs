@@ -1,10 +1,12 @@
 //! A set's place in its host's shared memory, and the order of its operations there.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::farewell::{GOODBYE, LastWords};
 use super::host::HostRun;
 use super::inline::InlineRun;
+use super::inquiry::{Inquiry, disagreement};
 use super::operation::{Operation, describe, fingerprint};
 use super::rounds::RoundRun;
 use super::routes::Routes;
@@ -38,6 +40,8 @@ pub(crate) struct Channel {
     farewells: Vec<(usize, bool)>,
     /// What they are told then.
     last_words: Vec<u8>,
+    /// Finds out why operations between hosts stand still, where no log has agreed on them.
+    inquiry: Option<Inquiry>,
 }
 
 /// An operation in flight.
@@ -80,7 +84,19 @@ impl Channel {
             poisoned: None,
             farewells: Vec::new(),
             last_words: Vec::new(),
+            inquiry: None,
         }
+    }
+
+    /// Makes operations that stand still compare what the ranks call.
+    pub(super) fn inquire_by(&mut self, inquiry: Inquiry) {
+        self.inquiry = Some(inquiry);
+    }
+
+    /// Looks at what other hosts said with every operation.
+    #[cfg(test)]
+    pub(super) fn look_always(&mut self) {
+        self.inquiry.iter_mut().for_each(|inquiry| inquiry.look_every = std::time::Duration::ZERO);
     }
 
     pub(crate) fn port(&self) -> &Arc<Port> {
@@ -134,6 +150,21 @@ impl Channel {
         self.begun += 1;
         let print = fingerprint(self.sequence, &operation);
         self.current = Some(self.plan(operation, print));
+        match &mut self.inquiry {
+            None => Ok(()),
+            Some(inquiry) => inquiry.begin(print).map_err(|error| self.give_up(error)),
+        }
+    }
+
+    /// The operation in flight has not moved for so long that it is worth asking why. Asked again as long as it does not.
+    ///
+    /// # Errors
+    /// The ranks call different things: the channel ends here and on the peers.
+    pub(crate) fn stalled(&mut self, now: Instant) -> Result<()> {
+        let (Some(inquiry), Some(_)) = (&mut self.inquiry, &self.current) else { return Ok(()) };
+        if inquiry.stalled(now).map_err(|error| self.give_up(error))? {
+            self.port.ring();
+        }
         Ok(())
     }
 
@@ -166,15 +197,9 @@ impl Channel {
             Err(Error::Mismatch(mismatch)) if self.team.is_local() => Err(Error::Mismatch(mismatch)),
             Err(Error::Mismatch(mismatch)) => {
                 // The other hosts cannot know in time that this operation does not happen.
-                let views = mismatch.views.iter().map(|(rank, view)| format!("rank {rank}: {view}"));
-                let views = views.collect::<Vec<_>>().join("; ");
-                let text = format!(
-                    "{}: the ranks of a host ask for different things: {views}; make every rank pass the same, in the \
-                     same order",
-                    mismatch.name
-                );
+                let error = disagreement(&mismatch.name, &mismatch.views);
                 self.current = Some(run);
-                Err(self.give_up(Error::Poisoned(text.into())))
+                Err(self.give_up(error))
             }
             Err(error) => {
                 self.current = Some(run);
@@ -197,42 +222,49 @@ impl Channel {
     fn heed(&mut self, step: Step) -> Result<Step> {
         match self.arena.poisoned(self.begun) {
             Some(rank) if step == Step::Pending => {
-                let words = self.overhear().unwrap_or(LastWords { rank, reason: String::new() });
+                let words = self.overhear(rank);
                 Err(self.give_up_after(words.error(), words))
             }
             _ => Ok(step),
         }
     }
 
-    /// What a member of this host that has given up said, if there was room for it.
+    /// What the members of this host that have given up say; `rank` is one because of which they did.
     #[cold]
-    fn overhear(&mut self) -> Option<LastWords> {
-        let (arena, team) = (self.arena.clone(), Arc::clone(&self.team));
-        let mut gone = (0..team.members().len()).filter(|&member| member != team.member());
-        gone.find_map(|member| arena.poisoned_member(member).and_then(|_| self.link.last_words(team.members()[member])))
+    fn overhear(&self, rank: u32) -> LastWords {
+        let said =
+            |member| Some(LastWords { rank: self.arena.poisoned_member(member)?, reason: self.arena.reason(member)? });
+        (0..self.team.members().len()).find_map(said).unwrap_or(LastWords { rank, reason: String::new() })
     }
 
     /// What ends a wait for `rank` of the set if that rank has given up, as far as this host knows.
     pub(crate) fn abandoned(&self, rank: usize) -> Option<Error> {
         let member = self.team.members().iter().position(|&member| member == rank)?;
-        self.arena.poisoned_member(member).map(|rank| LastWords { rank, reason: String::new() }.error())
+        let rank = self.arena.poisoned_member(member)?;
+        Some(LastWords { rank, reason: self.arena.reason(member).unwrap_or_default() }.error())
     }
 
-    /// Gives up the operation in flight, if there is one: its buffers are not touched again. The channel is unusable
-    /// from here on, here and on the peers, whose operations end with an error that names this rank.
-    pub(crate) fn cancel(&mut self, why: &str) {
+    /// Gives up the operation in flight, if there is one, because of `cause`: its buffers are not touched again. The
+    /// channel is unusable from here on: later operations here fail with `why`, the peers' with an error that names this
+    /// rank and the cause.
+    pub(crate) fn cancel(&mut self, why: &str, cause: &Error) {
         if self.current.is_some() {
-            self.give_up(Error::Poisoned(why.into()));
+            let words = self.words(cause);
+            self.give_up_after(Error::Poisoned(why.into()), words);
         }
     }
 
     /// Ends the channel with `error`, here and on the peers. Returns the error that ended it first.
     pub(crate) fn give_up(&mut self, error: Error) -> Error {
-        let heard = self.link.take_heard();
-        let culprit = || self.arena.poisoned(u64::MAX).map(|rank| LastWords { rank, reason: String::new() });
-        let own = || LastWords { rank: self.team.global(self.team.rank()), reason: error.to_string() };
-        let words = heard.or_else(culprit).unwrap_or_else(own);
+        let words = self.words(&error);
         self.give_up_after(error, words)
+    }
+
+    /// What the peers are told when `error` makes this rank give up.
+    fn words(&mut self, error: &Error) -> LastWords {
+        let own = || LastWords { rank: self.team.global(self.team.rank()), reason: error.to_string() };
+        let heard = self.link.take_heard().or_else(|| self.inquiry.as_mut()?.take_heard());
+        heard.unwrap_or_else(own)
     }
 
     /// The same, because of what `words` say.
@@ -241,26 +273,29 @@ impl Channel {
             // An operation in flight is not done; without one, all that have begun are.
             let done = self.begun - u64::from(self.current.is_some());
             self.poison(error.clone());
-            self.last_words = words.encode(self.link.piece());
-            self.farewells = (0..self.team.size()).map(|peer| (peer, false)).collect();
-            self.farewells.swap_remove(self.team.rank());
-            self.take_leave();
-            // Members see this word, and then what the mail had room for.
-            self.farewells.retain(|(peer, _)| !self.team.members().contains(peer));
+            self.arena.leave_reason(&words.reason);
             self.arena.poison(done + 1, words.rank);
             self.port.ring();
+            if let Some(inquiry) = &mut self.inquiry {
+                inquiry.say_goodbye(&words);
+            }
+            self.last_words = words.encode(self.link.piece());
+            let far = (0..self.team.size()).filter(|peer| !self.team.members().contains(peer));
+            self.farewells = far.map(|peer| (peer, false)).collect();
+            self.take_leave();
         }
         error
     }
 
-    /// Tells the other ranks that this one gave up, as far as there is room for messages; true once all are told.
+    /// Tells the other hosts that this rank gave up, as far as there is room for messages; true once all are told.
     ///
     /// A rank that cannot be told for good, because the link is broken, runs into its own deadline.
     pub(crate) fn take_leave(&mut self) -> bool {
+        // An error of a link is one of the peers' farewells, or comes again when something is sent.
+        let mut moved = Ok(());
         if !self.farewells.is_empty() {
             let link = &mut self.link;
-            // An error of the link is one of the peers' farewells, or comes again when something is sent.
-            let moved = link.progress();
+            moved = link.progress();
             let words = &self.last_words;
             self.farewells.retain_mut(|(peer, said)| {
                 let mut tell = || {
@@ -269,11 +304,13 @@ impl Channel {
                 };
                 matches!(tell(), Ok(false))
             });
-            if let (Err(error), false) = (moved, self.farewells.is_empty()) {
-                log::debug!("telling the ranks {:?} of the set that this one gave up: {error}", self.farewells);
-            }
         }
-        self.farewells.is_empty()
+        let leaders =
+            if self.poisoned.is_some() { self.inquiry.as_mut().map_or(Ok(true), Inquiry::flush) } else { Ok(true) };
+        if let Err(error) = moved.and(leaders.as_ref().map(|_| ()).map_err(Clone::clone)) {
+            log::debug!("telling the ranks {:?} of the set that this one gave up: {error}", self.farewells);
+        }
+        self.farewells.is_empty() && leaders.unwrap_or(true)
     }
 
     /// Makes every later operation of this rank fail with `error`. Peers do not learn of it.

@@ -1,6 +1,7 @@
 //! What a rank that gives up tells those that count on it: whose doing it was, and why.
 
 use crate::error::Error;
+use crate::transport::shm::cut;
 
 /// The message of a rank that goes no further: nothing. All others hold something. [`LastWords`] follow it.
 pub(super) const GOODBYE: &[u8] = &[];
@@ -18,9 +19,8 @@ impl LastWords {
     /// At most `limit` bytes: the end of a long reason is lost.
     pub(super) fn encode(&self, limit: usize) -> Vec<u8> {
         let mut bytes = self.rank.to_le_bytes().to_vec();
-        let room = limit.saturating_sub(bytes.len()).min(self.reason.len());
-        let end = (0..=room).rev().find(|&end| self.reason.is_char_boundary(end)).unwrap_or(0);
-        bytes.extend_from_slice(&self.reason.as_bytes()[..end]);
+        let room = limit.saturating_sub(bytes.len());
+        bytes.extend_from_slice(cut(&self.reason, room).as_bytes());
         bytes
     }
 

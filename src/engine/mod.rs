@@ -14,6 +14,9 @@ mod fold;
 mod ground;
 mod host;
 mod inline;
+mod inquiry;
+#[cfg(test)]
+mod mistakes;
 mod operation;
 mod regions;
 mod ringing;

@@ -73,12 +73,6 @@ impl Routes {
         self.heard.take()
     }
 
-    /// The last words of `from`, if they are here. All that it said before is dropped.
-    pub(super) fn last_words(&mut self, from: usize) -> Option<LastWords> {
-        while let Ok(true) = self.try_recv(from, &mut |_| ()) {}
-        self.take_heard()
-    }
-
     /// The next message of `from`, whatever it is.
     fn next(&mut self, from: usize, take: &mut dyn FnMut(&[u8])) -> Result<bool> {
         if let Some((_, receiver)) = &mut self.mail[from] {

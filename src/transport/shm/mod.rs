@@ -19,12 +19,14 @@ mod mailbox;
 mod memory;
 mod progress;
 mod ready;
+mod reason;
 mod requests;
 mod segment;
 
 pub(crate) use announcement::Fingerprint;
 pub(crate) use arena::{Arena, ArenaParams};
 pub(crate) use control::{Control, MemberState};
+pub(crate) use failure::cut;
 pub(crate) use header::Stamp;
 pub(crate) use log::{ENTRY, Install, Log};
 pub(crate) use mailbox::{MailReceiver, MailSender};
