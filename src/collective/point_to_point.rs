@@ -66,6 +66,7 @@ impl Communicator {
                 if user.idle() { Ok(Step::Ready(())) } else { heed(channel, to, &mut warned, step) }
             },
             |_| far,
+            |_, _| Ok(()),
             |_| (format!("send of {} {} to rank {to}", data.len(), T::DTYPE), vec![peer]),
         )
     }
@@ -110,6 +111,7 @@ impl Communicator {
                 Ok(Step::Ready(()))
             },
             |_| far,
+            |_, _| Ok(()),
             |_| (format!("receive of {wanted} {} from rank {from}", T::DTYPE), vec![peer]),
         )?;
         incoming.check(peer, channel.team().global(channel.team().rank()))

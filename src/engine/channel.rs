@@ -1,13 +1,16 @@
 //! A set's place in its host's shared memory, and the order of its operations there.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::adasum::AdasumRun;
-use super::exchange::GOODBYE;
+use super::farewell::{GOODBYE, LastWords};
 use super::host::HostRun;
 use super::inline::InlineRun;
+use super::inquiry::{Inquiry, disagreement};
 use super::operation::{Operation, describe, fields, fingerprint};
 use super::rounds::RoundRun;
+use super::routes::Routes;
 use super::{Port, Step, Team};
 use crate::error::{Error, Mismatch, Result};
 use crate::event::{Begun, Mark, Stage, Verb};
@@ -24,7 +27,7 @@ pub(crate) struct Channel {
     pub(super) team: Arc<Team>,
     pub(super) arena: Arena,
     /// Ordered messages to every other rank of the set, for schedules that do not run in slots.
-    pub(super) link: Box<dyn Link>,
+    pub(super) link: Routes,
     pub(super) table: Table,
     pub(super) two_level: TwoLevel,
     /// Bytes of a chunk: a slot, or less of it where a test wants many chunks.
@@ -40,8 +43,12 @@ pub(crate) struct Channel {
     set: u32,
     /// The operation in flight, where the channel reports it.
     mark: Mark,
-    /// Set ranks on other hosts that have yet to be told that this rank gave up.
-    farewells: Vec<usize>,
+    /// Set ranks on other hosts that have yet to be told that this rank gave up, and whether goodbye is said.
+    farewells: Vec<(usize, bool)>,
+    /// What they are told then.
+    last_words: Vec<u8>,
+    /// Finds out why operations between hosts stand still, where no log has agreed on them.
+    inquiry: Option<Inquiry>,
 }
 
 /// An operation in flight.
@@ -102,7 +109,7 @@ impl std::fmt::Debug for Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Box<dyn Link>, table: Table) -> Self {
+    pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Routes, table: Table) -> Self {
         let two_level = TwoLevel::new(team.hosts().to_vec(), team.rank());
         let chunk_bytes = arena.slot_bytes();
         Self {
@@ -121,6 +128,8 @@ impl Channel {
             set: 0,
             mark: Mark::NONE,
             farewells: Vec::new(),
+            last_words: Vec::new(),
+            inquiry: None,
         }
     }
 
@@ -161,6 +170,17 @@ impl Channel {
     #[inline]
     fn ended(&mut self, stage: Stage) {
         self.port.sink.reached(std::mem::take(&mut self.mark), stage, None);
+    }
+
+    /// Makes operations that stand still compare what the ranks call.
+    pub(super) fn inquire_by(&mut self, inquiry: Inquiry) {
+        self.inquiry = Some(inquiry);
+    }
+
+    /// Looks at what other hosts said with every operation.
+    #[cfg(test)]
+    pub(super) fn look_always(&mut self) {
+        self.inquiry.iter_mut().for_each(|inquiry| inquiry.look_every = std::time::Duration::ZERO);
     }
 
     pub(crate) fn port(&self) -> &Arc<Port> {
@@ -211,6 +231,21 @@ impl Channel {
             self.mark = self.report(verb, (operation.dtype, operation.reduce_op()), root, bytes, self.begun);
         }
         self.current = Some(self.plan(operation, print));
+        match &mut self.inquiry {
+            None => Ok(()),
+            Some(inquiry) => inquiry.begin(print).map_err(|error| self.give_up(error)),
+        }
+    }
+
+    /// The operation in flight has not moved for so long that it is worth asking why. Asked again as long as it does not.
+    ///
+    /// # Errors
+    /// The ranks call different things: the channel ends here and on the peers.
+    pub(crate) fn stalled(&mut self, now: Instant) -> Result<()> {
+        let (Some(inquiry), Some(_)) = (&mut self.inquiry, &self.current) else { return Ok(()) };
+        if inquiry.stalled(now).map_err(|error| self.give_up(error))? {
+            self.port.ring();
+        }
         Ok(())
     }
 
@@ -255,15 +290,9 @@ impl Channel {
             Err(Error::Mismatch(mismatch)) if self.team.is_local() => Err(Error::Mismatch(mismatch)),
             Err(Error::Mismatch(mismatch)) => {
                 // The other hosts cannot know in time that this operation does not happen.
-                let views = mismatch.views.iter().map(|(rank, view)| format!("rank {rank}: {view}"));
-                let views = views.collect::<Vec<_>>().join("; ");
-                let text = format!(
-                    "{}: the ranks of a host ask for different things: {views}; make every rank pass the same, in the \
-                     same order",
-                    mismatch.name
-                );
+                let error = disagreement(&mismatch.name, &mismatch.views);
                 self.current = Some(run);
-                Err(self.give_up(Error::Poisoned(text.into())))
+                Err(self.give_up(error))
             }
             Err(error) => {
                 self.current = Some(run);
@@ -285,27 +314,54 @@ impl Channel {
     /// part of this.
     fn heed(&mut self, step: Step) -> Result<Step> {
         match self.arena.poisoned(self.begun) {
-            Some(rank) if step == Step::Pending => Err(self.give_up(gone(rank))),
+            Some(rank) if step == Step::Pending => {
+                let words = self.overhear(rank);
+                Err(self.give_up_after(words.error(), words))
+            }
             _ => Ok(step),
         }
+    }
+
+    /// What the members of this host that have given up say; `rank` is one because of which they did.
+    #[cold]
+    fn overhear(&self, rank: u32) -> LastWords {
+        let said =
+            |member| Some(LastWords { rank: self.arena.poisoned_member(member)?, reason: self.arena.reason(member)? });
+        (0..self.team.members().len()).find_map(said).unwrap_or(LastWords { rank, reason: String::new() })
     }
 
     /// What ends a wait for `rank` of the set if that rank has given up, as far as this host knows.
     pub(crate) fn abandoned(&self, rank: usize) -> Option<Error> {
         let member = self.team.members().iter().position(|&member| member == rank)?;
-        self.arena.poisoned_member(member).map(gone)
+        let rank = self.arena.poisoned_member(member)?;
+        Some(LastWords { rank, reason: self.arena.reason(member).unwrap_or_default() }.error())
     }
 
-    /// Gives up the operation in flight, if there is one: its buffers are not touched again. The channel is unusable
-    /// from here on, here and on the peers, whose operations end with an error that names this rank.
-    pub(crate) fn cancel(&mut self, why: &str) {
+    /// Gives up the operation in flight, if there is one, because of `cause`: its buffers are not touched again. The
+    /// channel is unusable from here on: later operations here fail with `why`, the peers' with an error that names this
+    /// rank and the cause.
+    pub(crate) fn cancel(&mut self, why: &str, cause: &Error) {
         if self.current.is_some() {
-            self.give_up(Error::Poisoned(why.into()));
+            let words = self.words(cause);
+            self.give_up_after(Error::Poisoned(why.into()), words);
         }
     }
 
     /// Ends the channel with `error`, here and on the peers. Returns the error that ended it first.
     pub(crate) fn give_up(&mut self, error: Error) -> Error {
+        let words = self.words(&error);
+        self.give_up_after(error, words)
+    }
+
+    /// What the peers are told when `error` makes this rank give up.
+    fn words(&mut self, error: &Error) -> LastWords {
+        let own = || LastWords { rank: self.team.global(self.team.rank()), reason: error.to_string() };
+        let heard = self.link.take_heard().or_else(|| self.inquiry.as_mut()?.take_heard());
+        heard.unwrap_or_else(own)
+    }
+
+    /// The same, because of what `words` say.
+    fn give_up_after(&mut self, error: Error, words: LastWords) -> Error {
         if self.poisoned.is_none() && self.port.check().is_err() {
             // Every rank hears of it as the job's failure. That this one gave up would only hide it.
             self.poison(error.clone());
@@ -313,29 +369,44 @@ impl Channel {
             // An operation in flight is not done; without one, all that have begun are.
             let done = self.begun - u64::from(self.current.is_some());
             self.poison(error.clone());
-            let culprit = self.arena.poisoned(u64::MAX).unwrap_or_else(|| self.team.global(self.team.rank()));
-            self.arena.poison(done + 1, culprit);
+            self.arena.leave_reason(&words.reason);
+            self.arena.poison(done + 1, words.rank);
             self.port.ring();
-            self.farewells = (0..self.team.size()).filter(|peer| !self.team.members().contains(peer)).collect();
+            if let Some(inquiry) = &mut self.inquiry {
+                inquiry.say_goodbye(&words);
+            }
+            self.last_words = words.encode(self.link.piece());
+            let far = (0..self.team.size()).filter(|peer| !self.team.members().contains(peer));
+            self.farewells = far.map(|peer| (peer, false)).collect();
             self.take_leave();
         }
         error
     }
 
-    /// Tells the other hosts that this rank gave up, as far as there is room for a message; true once all are told.
+    /// Tells the other hosts that this rank gave up, as far as there is room for messages; true once all are told.
     ///
     /// A rank that cannot be told for good, because the link is broken, runs into its own deadline.
     pub(crate) fn take_leave(&mut self) -> bool {
+        // An error of a link is one of the peers' farewells, or comes again when something is sent.
+        let mut moved = Ok(());
         if !self.farewells.is_empty() {
             let link = &mut self.link;
-            // An error of the link is one of the peers' farewells, or comes again when something is sent.
-            let moved = link.progress();
-            self.farewells.retain(|&peer| matches!(link.try_send(peer, GOODBYE), Ok(false)));
-            if let (Err(error), false) = (moved, self.farewells.is_empty()) {
-                log::debug!("telling the ranks {:?} of the set that this one gave up: {error}", self.farewells);
-            }
+            moved = link.progress();
+            let words = &self.last_words;
+            self.farewells.retain_mut(|(peer, said)| {
+                let mut tell = || {
+                    *said = *said || link.try_send(*peer, GOODBYE)?;
+                    Ok::<_, Error>(*said && link.try_send(*peer, words)?)
+                };
+                matches!(tell(), Ok(false))
+            });
         }
-        self.farewells.is_empty()
+        let leaders =
+            if self.poisoned.is_some() { self.inquiry.as_mut().map_or(Ok(true), Inquiry::flush) } else { Ok(true) };
+        if let Err(error) = moved.and(leaders.as_ref().map(|_| ()).map_err(Clone::clone)) {
+            log::debug!("telling the ranks {:?} of the set that this one gave up: {error}", self.farewells);
+        }
+        self.farewells.is_empty() && leaders.unwrap_or(true)
     }
 
     /// Makes every later operation of this rank fail with `error`. Peers do not learn of it.
@@ -413,8 +484,4 @@ impl Channel {
         }
         Error::Mismatch(Arc::new(mismatch))
     }
-}
-
-fn gone(rank: u32) -> Error {
-    Error::Poisoned(format!("rank {rank} gave up an operation that this rank counts on; see its error for why").into())
 }

@@ -10,10 +10,14 @@ mod channel;
 mod choose;
 mod cross;
 mod exchange;
+mod farewell;
 mod fold;
 mod ground;
 mod host;
 mod inline;
+mod inquiry;
+#[cfg(test)]
+mod mistakes;
 mod operation;
 mod regions;
 mod ringing;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Step;
+use super::inquiry::STALLED;
 use crate::error::{Error, Failure, Result};
 use crate::event::Sink;
 use crate::membership::{Absence, Core, RankStatus, Waiting};
@@ -152,13 +153,15 @@ impl Idle {
 
 /// Polls until the operation is ready, the job fails, or the deadline passes.
 ///
-/// `messages` says whether a message of another host may be what it waits for. `missing` names the operation and the
+/// `messages` says whether a message of another host may be what it waits for. `stalled` is asked, again and again, once
+/// nothing has moved for long, and ends the wait by an error. `missing` names the operation and the
 /// global ranks that it waits for; it is asked only when something must be said.
 pub(crate) fn block<S, T>(
     port: &Port,
     state: &mut S,
     mut poll: impl FnMut(&mut S) -> Result<Step<T>>,
     messages: impl Fn(&S) -> bool,
+    mut stalled: impl FnMut(&mut S, Instant) -> Result<()>,
     missing: impl Fn(&S) -> (String, Vec<u32>),
 ) -> Result<T> {
     let mut idle = Idle::default();
@@ -178,6 +181,9 @@ pub(crate) fn block<S, T>(
                 continue;
             }
             Step::Pending => port.check()?,
+        }
+        if idle.sleeps() && idle.waited() >= STALLED {
+            stalled(state, Instant::now())?;
         }
         if idle.sleeps() && idle.waited().saturating_sub(asked) >= LONGEST_SLEEP.min(port.deadline) {
             let waited = idle.waited();

@@ -361,13 +361,14 @@ impl Core {
 }
 
 impl Core {
-    /// A stream of messages between global ranks, in set order, this one among them.
+    /// A stream of messages between global ranks, in set order, this one among them. `piece` is the largest message in
+    /// bytes, on every rank.
     ///
     /// # Errors
     /// A job of one rank, or no room for another stream.
-    pub(crate) fn link(&self, set: u32, channel: u8, ranks: &[usize]) -> Result<Box<dyn Link>> {
+    pub(crate) fn link(&self, set: u32, channel: u8, ranks: &[usize], piece: usize) -> Result<Box<dyn Link>> {
         let stamp = Stamp { job: self.id, epoch: self.epoch, set, channel };
-        self.world.link(stamp, ranks.iter().map(|&rank| rank as u32).collect(), self.rank() as u32)
+        self.world.link(stamp, ranks.iter().map(|&rank| rank as u32).collect(), self.rank() as u32, piece)
     }
 }
 

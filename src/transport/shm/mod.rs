@@ -20,6 +20,7 @@ mod mailbox;
 mod memory;
 mod progress;
 mod ready;
+mod reason;
 mod requests;
 mod segment;
 
@@ -27,6 +28,7 @@ pub(crate) use announcement::Fingerprint;
 pub(crate) use arena::{Arena, ArenaParams};
 pub(crate) use control::{Control, MemberState, Presence};
 pub(crate) use doings::{Doing, NAME};
+pub(crate) use failure::cut;
 pub(crate) use header::Stamp;
 pub(crate) use log::{ENTRY, Install, Log};
 pub(crate) use mailbox::{MailReceiver, MailSender};
