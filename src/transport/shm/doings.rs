@@ -123,7 +123,7 @@ impl DoingLine {
     /// Changes the line unless another thread of the writer does so at this moment: that is as good a last operation.
     fn write(&self, change: impl FnOnce(&Self)) {
         let version = self.version.load(Ordering::Relaxed);
-        let taken = version % 2 == 0
+        let taken = version.is_multiple_of(2)
             && self
                 .version
                 .compare_exchange(version, version.wrapping_add(1), Ordering::Acquire, Ordering::Relaxed)
