@@ -25,7 +25,7 @@ const FIRST: u64 = 3;
 const AFTERWARDS: u64 = 20;
 
 /// Lengths of many kinds: none, inline, one slot, several.
-const LENGTHS: [usize; 8] = [0, 1, 7, 40, 1000, 5000, 66_000, 200_000];
+const LENGTHS: [usize; 8] = [0, 1, 7, 40, 1000, 5000, 20_000, 70_000];
 
 /// What a rank knows of its round.
 struct Plan {
@@ -64,7 +64,7 @@ impl Plan {
         let seed = text(SEED).parse().expect("a number");
         let fault = Fault::parse(&text(FAULT)).expect("a fault");
         let mut random = Random(seed);
-        let step = FIRST + 1 + random.below(40);
+        let step = FIRST + 1 + random.below(25);
         let point = match random.below(3) {
             0 => Point::Before,
             1 => Point::Between,

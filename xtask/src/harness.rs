@@ -8,7 +8,7 @@
 //! build against another MPI.
 //!
 //! Hosts are pretended ones of one machine. With `KOLO_TEST_NETWORK=1` they are those of a
-//! [`Network`](crate::network::Network), and cases run on their lists of hosts only.
+//! [`Network`], and cases run on their lists of hosts only.
 
 use std::env;
 use std::ffi::OsString;
@@ -252,7 +252,8 @@ impl Case {
     fn jobs(&self, on_networks: bool) -> Vec<Job> {
         let with = |job: Job| {
             let job = self.environment.iter().fold(job, |job, (key, value)| job.env(key, value));
-            job.timeout(self.timeout)
+            // Across a network more is copied, by the kernel, on the same cores.
+            job.timeout(if on_networks { self.timeout * 3 } else { self.timeout })
         };
         let spread = self.hosts.iter().map(|hosts| mpirun(spread(hosts).iter().sum()).hosts(hosts));
         let ranks = if on_networks { &[] } else { self.ranks };

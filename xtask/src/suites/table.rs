@@ -69,7 +69,7 @@ pub(crate) const SUITES: &[Suite] = &[
     suite("downstream", 50, "checks", "a crate that uses kolo as a stranger would, on 2 ranks", examples::downstream),
     suite("loom", 60, "tests", "the shared-memory protocol under every interleaving", cargo::loom),
     long("seeds", 600, "tests", "10,000 seeds of delays and interleavings", cargo::seeds),
-    long("hosts", 400, "tests", "jobs across hosts made out of namespaces, cut and slow links", hosts::run),
+    long("hosts", 600, "tests", "jobs across hosts made out of namespaces, cut and slow links", hosts::run),
     long("faults", 480, "tests", "killed and stopped ranks, rounds of faults, a small /dev/shm", cargo::faults),
     long("fuzz", 240, "cases", "damaged and random bytes, from new seeds, for a minute", cargo::fuzz),
     long("soak", 300, "checks", "what 4 ranks hold stays flat over many rounds", cargo::soak),
