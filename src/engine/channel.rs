@@ -366,11 +366,10 @@ impl Channel {
             // Every rank hears of it as the job's failure. That this one gave up would only hide it.
             self.poison(error.clone());
         } else if self.poisoned.is_none() {
-            // An operation in flight is not done; without one, all that have begun are.
-            let done = self.begun - u64::from(self.current.is_some());
+            let undone = self.undone();
             self.poison(error.clone());
             self.arena.leave_reason(&words.reason);
-            self.arena.poison(done + 1, words.rank);
+            self.arena.poison(undone, words.rank);
             self.port.ring();
             if let Some(inquiry) = &mut self.inquiry {
                 inquiry.say_goodbye(&words);
@@ -381,6 +380,16 @@ impl Channel {
             self.take_leave();
         }
         error
+    }
+
+    /// How many operations have begun.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// The first operation, counted from one, of which this rank has not done its part: the one in flight, or the next.
+    pub(crate) fn undone(&self) -> u64 {
+        self.begun + 1 - u64::from(self.current.is_some())
     }
 
     /// Tells the other hosts that this rank gave up, as far as there is room for messages; true once all are told.

@@ -577,9 +577,12 @@ impl Core {
         if let Some(parts) = self.parts.as_mut().filter(|_| port.check().is_ok()) {
             let team = parts.channel.team();
             let rank = parts.culprit().or(rank).unwrap_or_else(|| team.global(team.rank()));
-            // All operations: the set has no others to finish.
-            parts.channel.arena().poison(1, rank);
-            parts.wires.say_farewell(rank);
+            // Operations that this rank has done its part of go on elsewhere.
+            let arena = parts.channel.arena();
+            if arena.poisoned_member(arena.me()).is_none() {
+                arena.poison(parts.channel.undone(), rank);
+            }
+            parts.wires.say_farewell(rank, arena.first_poisoned().unwrap_or(1));
             port.ring();
         }
         self.end_all(error, now);
@@ -627,9 +630,15 @@ impl Parts {
             && self.channel.is_flushed()
     }
 
-    /// The global rank because of which another member or host has given up.
+    /// The global rank because of which another member or host has given up what this rank waits for.
     fn culprit(&self) -> Option<u32> {
-        self.channel.arena().poisoned(u64::MAX).or_else(|| self.wires.farewell())
+        let operation = match &self.running {
+            // They may have done their part of it.
+            Some(_) => self.channel.begun(),
+            None if self.batches.is_empty() => u64::MAX,
+            None => return None,
+        };
+        self.channel.arena().poisoned(operation).or_else(|| self.wires.farewell(operation))
     }
 
     /// What the set waits for, and the global ranks without which it cannot go on.

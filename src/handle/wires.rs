@@ -4,8 +4,8 @@
 //! log until it is empty, then the rings, then the words, and then says `Tick`.
 //!
 //! Between leaders travel the coordinator's messages, which never begin with a zero byte, and farewells, which do: a
-//! zero, the global rank because of which the sender's host gave up, and how many log entries it had read by then. A
-//! farewell follows whatever its sender's coordinator had to say, but not what the first leader sent: it counts once as
+//! zero, the global rank because of which the sender's host gave up, how many log entries it had read by then, and the
+//! first operation of which one of its ranks has not done its part. A farewell follows whatever its sender's coordinator had to say, but not what the first leader sent: it counts once as
 //! many entries have been read here.
 
 use std::collections::VecDeque;
@@ -68,15 +68,19 @@ struct Farewell {
     rank: u32,
     /// Log entries that its host had read: one of them may say more.
     position: u64,
+    /// The first operation, counted from one, that its host does not take part in.
+    undone: u64,
     /// Looks at which those entries had not come.
     looks: u32,
 }
 
 impl Farewell {
     fn parse(bytes: &[u8]) -> Self {
-        let (rank, position) =
+        let (rank, rest) =
             bytes.split_first_chunk().map_or((0, bytes), |(rank, rest)| (u32::from_le_bytes(*rank), rest));
-        Self { rank, position: position.try_into().map_or(0, u64::from_le_bytes), looks: 0 }
+        let (numbers, _) = rest.as_chunks();
+        let number = |at: usize| numbers.get(at).map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        Self { rank, position: number(0), undone: number(1), looks: 0 }
     }
 }
 
@@ -305,13 +309,14 @@ impl Wires {
         Ok(rang)
     }
 
-    /// Tells the other hosts that `rank` gave up, unless it is from one of them that this host knows.
-    pub(super) fn say_farewell(&mut self, rank: u32) {
+    /// Tells the other hosts that `rank` gave up the operation `undone` and all later ones, unless it is from one of them that this host knows.
+    pub(super) fn say_farewell(&mut self, rank: u32, undone: u64) {
         let Some(leaders) = &mut self.leaders else { return };
         if leaders.farewell.is_some() {
             return;
         }
-        let message = [&[FAREWELL][..], &rank.to_le_bytes(), &self.position.to_le_bytes()].concat();
+        let message =
+            [&[FAREWELL][..], &rank.to_le_bytes(), &self.position.to_le_bytes(), &undone.to_le_bytes()].concat();
         for (host, outgoing) in leaders.outgoing.iter_mut().enumerate() {
             if host != leaders.host {
                 outgoing.push_back(message.clone());
@@ -319,9 +324,10 @@ impl Wires {
         }
     }
 
-    /// The global rank that gave up, if another host said so, and what it had read is read here.
-    pub(super) fn farewell(&self) -> Option<u32> {
-        let farewell = self.leaders.as_ref()?.farewell?;
+    /// The global rank that gave up the operation or an earlier one, if another host said so, and what it had read is read
+    /// here.
+    pub(super) fn farewell(&self, operation: u64) -> Option<u32> {
+        let farewell = self.leaders.as_ref()?.farewell.filter(|farewell| farewell.undone <= operation)?;
         (self.position >= farewell.position || farewell.looks >= PATIENCE).then_some(farewell.rank)
     }
 

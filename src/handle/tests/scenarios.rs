@@ -192,6 +192,38 @@ fn a_farewell_of_one_host_does_not_overtake_what_the_log_says() {
 }
 
 #[test]
+fn what_everyone_has_done_his_part_of_ends_well_whatever_comes_after() {
+    let mut met = 0;
+    for seed in 0..120 {
+        let mut random = Random(seed);
+        let hosts = [vec![2], vec![1, 1], vec![2, 1]][random.below(3)].clone();
+        let last = hosts.iter().sum::<usize>() - 1;
+        let shape = Shape { hosts, seed, ..Shape::one_host(1) };
+        let mut ranks = Ranks { sets: sets(&shape, &Params::default()), time: Duration::ZERO };
+        let mut handles: Vec<_> = (0..=last).map(|rank| ranks.begin(rank, "x", Options::default())).collect();
+        while !handles[0].poll() {
+            ranks.poll(random.below(last + 1));
+        }
+        if handles.iter().all(|handle| handle.poll()) {
+            continue;
+        }
+        // Rank 0 is done with it, and ends the set before the others are.
+        met += 1;
+        let set = Arc::clone(&ranks.sets[0]);
+        assert!(catch_unwind(AssertUnwindSafe(|| set.panic_inside())).is_err());
+        assert!(set.owned("y", SUM, vec![1.0_f32], Options::default()).is_err());
+        let next = ranks.begin(last, "y", Options::default());
+        ranks.until(|_| next.poll() && handles.iter().all(|handle| handle.poll()));
+        for handle in handles.drain(..) {
+            assert_eq!(outcome(handle).expect("all did their part"), vec![last as f32 + 1.0; 3], "seed {seed}");
+        }
+        let error = outcome(next).expect_err("the set is over").to_string();
+        assert!(error.contains("'y' cannot end: rank 0 left, did not come, or gave up"), "seed {seed}: {error}");
+    }
+    assert!(met > 10, "{met}: the case must come up");
+}
+
+#[test]
 fn an_idle_leader_attends_for_a_while_and_goes_back_to_sleep() {
     let mut ranks = Ranks::new(&[1, 1], &Params::default());
     ranks.sets[0].driver.port().control.summon_members();

@@ -276,6 +276,11 @@ impl Arena {
         self.inner.progress.poisoned(operation)
     }
 
+    /// The first operation that any member gave up, if one did.
+    pub(crate) fn first_poisoned(&self) -> Option<u64> {
+        self.inner.progress.first_poisoned()
+    }
+
     /// The global rank whose doing it was that `member` gave up, if it did.
     pub(crate) fn poisoned_member(&self, member: usize) -> Option<u32> {
         self.inner.progress.poisoned_member(member)
