@@ -48,7 +48,7 @@ use std::time::{Duration, Instant};
 use super::Team;
 use super::farewell::LastWords;
 use super::operation::describe;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ranks_in_words};
 use crate::transport::Link;
 use crate::transport::shm::{Arena, Fingerprint};
 
@@ -408,13 +408,27 @@ impl Views {
     }
 }
 
+/// Different requests that the error shows; more are counted.
+const SHOWN: usize = 8;
+
 /// The error of ranks that ask for different things where other hosts may have moved on.
 pub(super) fn disagreement(name: &str, views: &[(u32, String)]) -> Error {
-    let views: Vec<String> = views.iter().map(|(rank, view)| format!("rank {rank}: {view}")).collect();
+    let mut groups: Vec<(&str, Vec<u32>)> = Vec::new();
+    for (rank, view) in views {
+        match groups.iter_mut().find(|(known, _)| known == view) {
+            Some((_, ranks)) => ranks.push(*rank),
+            None => groups.push((view, vec![*rank])),
+        }
+    }
+    let tell = |(view, ranks): &(&str, Vec<u32>)| format!("{}: {view}", ranks_in_words(ranks));
+    let mut list: Vec<String> = groups.iter().take(SHOWN).map(tell).collect();
+    if groups.len() > SHOWN {
+        list.push(format!("and {} more requests", groups.len() - SHOWN));
+    }
     Error::Poisoned(
         format!(
             "{name}: the ranks ask for different things: {}; make every rank pass the same, in the same order",
-            views.join("; ")
+            list.join("; ")
         )
         .into(),
     )
