@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kolo::ReduceOp;
 use kolo::flight::{Diagnosis, End, How, Process, Reached, diagnose, read};
@@ -33,6 +33,19 @@ fn diagnosis(directory: &Path) -> Diagnosis {
     let read = read([directory]).expect("the job's files");
     assert!(read.unreadable.is_empty(), "{:?}", read.unreadable);
     diagnose(&read.recordings).expect("one job")
+}
+
+/// The diagnosis once the job's processes are gone: a launcher may return before the last has.
+fn once_ended(directory: &Path) -> Diagnosis {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let diagnosis = diagnosis(directory);
+        assert!(Instant::now() < end, "processes stay: {diagnosis}");
+        if diagnosis.ranks.iter().all(|standing| standing.process == Process::Ended) {
+            return diagnosis;
+        }
+        std::thread::yield_now();
+    }
 }
 
 /// Trains, more or less: the ranks of `TEST_VICTIM` end `how` says, at a step, between two tensors or within one.
@@ -87,7 +100,7 @@ fn the_victim_of_a_kill_and_the_operation_are_named() {
             .try_self("the_victim_of_a_kill_and_the_operation_are_named");
         let what = format!("rank {victim} of {ranks} on '{hosts}', {api}: {}", finished.output);
         assert!(!finished.success() && !finished.timed_out(), "{what}");
-        let diagnosis = diagnosis(directory.path());
+        let diagnosis = once_ended(directory.path());
         let what = format!("{what}\n{diagnosis}");
         assert_eq!((diagnosis.size as usize, diagnosis.absent.len()), (ranks, 0), "{what}");
         let first = diagnosis.divergences.first().unwrap_or_else(|| panic!("{what}"));
@@ -98,7 +111,6 @@ fn the_victim_of_a_kill_and_the_operation_are_named() {
         let place = 2 * STEPS as u64 + 2;
         assert!(api == "named" || first.what.contains(&format!("operation {place} ")), "{what}");
         for standing in &diagnosis.ranks {
-            assert_eq!(standing.process, Process::Ended, "{what}");
             let last = standing.last.as_ref().unwrap_or_else(|| panic!("{what}"));
             if standing.rank == victim {
                 assert_eq!((&standing.end, last.stage, last.bytes), (&End::Open, Reached::Done, 12_000), "{what}");
