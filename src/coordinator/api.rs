@@ -52,7 +52,7 @@ impl Default for Params {
             evict_after: 4 * 4096,
             stall_warn: Duration::from_secs(60),
             stall_deadline: Duration::from_secs(300),
-            grace: Duration::from_secs(2),
+            grace: Duration::from_secs(5),
         }
     }
 }

@@ -83,21 +83,22 @@ fn the_deadline_names_tensor_and_ranks_everywhere_and_poisons() {
 
 #[test]
 fn a_silent_log_is_given_up_by_itself() {
-    let params = Params { stall_deadline: Duration::from_secs(5), window: Duration::ZERO, ..Params::default() };
-    let mut net = Net::new(&[1, 1], params);
+    let five = Duration::from_secs(5);
+    let params = Params { stall_deadline: five, grace: five, window: Duration::ZERO, ..Params::default() };
+    let mut net = Net::new(&[1, 1], params.clone());
     net.asleep[0] = true;
     net.submit(1, 1, &f32s("a", 1));
-    net.pass(6900);
+    net.pass(9900);
     assert!(net.failed[1].is_empty());
     net.pass(500);
     let text = &net.failures(1)[0].1;
     assert!(text.contains("tensor 'a'") && text.contains("rank 10 does not answer"), "{text}");
 
     // A rank behind two leaders that do not answer names both.
-    let mut net = Net::new(&[1, 2], Params { stall_deadline: Duration::from_secs(5), ..Params::default() });
+    let mut net = Net::new(&[1, 2], params);
     (net.asleep[0], net.asleep[1]) = (true, true);
     net.submit(2, 1, &f32s("a", 1));
-    net.pass(7500);
+    net.pass(10_500);
     assert!(net.failures(2)[0].1.contains("ranks 10-11 do not answer"), "{:?}", net.failures(2));
 }
 
