@@ -166,7 +166,11 @@ impl NamedSet {
         let now = self.driver.now();
         let mut core = self.lock();
         if let Some(over) = &core.over {
-            return Err(over.error.clone());
+            let error = over.error.clone();
+            // It may have ended just now, and has yet to tell the other hosts.
+            self.release(core, now);
+            self.driver.hand_over();
+            return Err(error);
         }
         let Some(ticket) = core.tickets.insert(entry, self.begun(request, bytes), now) else {
             let name = &request.name;

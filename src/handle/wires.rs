@@ -309,7 +309,8 @@ impl Wires {
         Ok(rang)
     }
 
-    /// Tells the other hosts that `rank` gave up the operation `undone` and all later ones, unless it is from one of them that this host knows.
+    /// Tells the other hosts that `rank` gave up the operation `undone` and all later ones, unless this host knows it from
+    /// one of them.
     pub(super) fn say_farewell(&mut self, rank: u32, undone: u64) {
         let Some(leaders) = &mut self.leaders else { return };
         if leaders.farewell.is_some() {
