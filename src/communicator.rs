@@ -175,9 +175,9 @@ impl Communicator {
     #[cold]
     pub(crate) fn refuse<R>(&mut self, error: Error) -> Result<R> {
         self.settle_refusal()?;
-        self.channel.begin(Operation::new(Collective::Refused, DType::U8, 0, None))?;
-        self.refused = true;
-        match self.channel.poll() {
+        let begun = self.channel.begin(Operation::new(Collective::Refused, DType::U8, 0, None));
+        self.refused = begun.is_ok();
+        match begun.and_then(|()| self.channel.poll()) {
             Ok(Step::Progress | Step::Pending) => {}
             Err(failed @ Error::Failed(_)) => return Err(failed),
             // What a mismatch is for has happened; of anything else the next call hears as well.

@@ -140,7 +140,11 @@ fn the_victim_of_a_kill_and_the_operation_are_named() {
 fn a_stopped_rank_is_seen_in_a_job_that_hangs() {
     if mpi::rank().is_some() {
         // It goes on once the reader has looked.
-        rank(|| kill_process(getpid(), Signal::STOP).expect("it may stop itself"));
+        rank(|| {
+            kill_process(getpid(), Signal::STOP).expect("it may stop itself");
+            // The signal may reach another thread first; this one must not get far meanwhile.
+            std::thread::sleep(Duration::from_secs(1));
+        });
     }
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().to_owned();
@@ -148,12 +152,15 @@ fn a_stopped_rank_is_seen_in_a_job_that_hangs() {
     let over = Arc::new(AtomicBool::new(false));
     let seen_over = Arc::clone(&over);
     let reader = std::thread::spawn(move || {
+        let mut last = String::new();
         loop {
-            assert!(!seen_over.load(Ordering::Acquire), "the job never hung");
+            assert!(!seen_over.load(Ordering::Acquire), "the job never hung; seen last: {last}");
             std::thread::sleep(Duration::from_millis(5));
             // The job may not have begun, or be writing.
-            let Ok(found) = read([&path]) else { continue };
-            let Ok(diagnosis) = diagnose(&found.recordings) else { continue };
+            let seen = read([&path]).map_err(|error| error.to_string());
+            let seen = seen.and_then(|found| diagnose(&found.recordings).map_err(|error| error.to_string()));
+            last = seen.as_ref().map_or_else(String::clone, ToString::to_string);
+            let Ok(diagnosis) = seen else { continue };
             let stopped = |standing: &&kolo::flight::Standing| standing.process == Process::Stopped;
             let Some(rank) = diagnosis.ranks.iter().find(stopped) else { continue };
             if diagnosis.divergences.first().is_some_and(|first| first.culprits == [1] && first.how == How::Missing) {
