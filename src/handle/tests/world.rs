@@ -136,6 +136,10 @@ impl Plan {
         let mut own = self.clone();
         match self.odd {
             Some((odd, how)) if odd == rank => match how {
+                // And, Or and Xor take integers only.
+                Odd::Dtype if matches!(own.kind, Kind::Allreduce { op } if !op.takes(DType::F32)) => {
+                    own.dtype = if own.dtype == DType::I32 { DType::U8 } else { DType::I32 };
+                }
                 Odd::Dtype => own.dtype = if own.dtype == DType::F32 { DType::F64 } else { DType::F32 },
                 Odd::Shape => own.shape.push(2),
                 Odd::Op if own.kind == (Kind::Allreduce { op: ReduceOp::Min }) => {
