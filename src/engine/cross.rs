@@ -16,7 +16,6 @@ use super::slice::Slice;
 use super::{Channel, Step};
 use crate::error::Result;
 use crate::plan::{ChunkSteps, Cross, ReducePart, SlotPlan, TwoLevel};
-use crate::transport::Link as _;
 use crate::transport::shm::Fingerprint;
 
 /// The part between hosts of a two-level allreduce.
@@ -153,7 +152,7 @@ impl CrossRun {
                 work: &mut flight.work,
             };
             slice.prepare();
-            let step = exchange.poll(&mut channel.link, &name, greetings, &mut slice, &gate)?;
+            let step = exchange.poll(channel.link.as_mut(), &name, greetings, &mut slice, &gate)?;
             moved |= step != Step::Pending;
             reached[index] = exchange.reached();
         }

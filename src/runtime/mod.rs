@@ -4,8 +4,6 @@ mod boot;
 mod builder;
 mod door;
 mod exchange;
-#[cfg(all(test, not(kolo_loom)))]
-mod fuzz;
 mod guard;
 mod home;
 mod kolo;

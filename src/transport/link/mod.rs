@@ -9,8 +9,6 @@
 mod address;
 mod connect;
 mod frame;
-#[cfg(all(test, not(kolo_loom)))]
-mod fuzz;
 mod handshake;
 mod links;
 #[cfg(test)]
@@ -20,8 +18,7 @@ use std::fmt;
 
 pub(crate) use address::{Card, Listener, Reach};
 pub(crate) use connect::{Party, connect};
-pub(crate) use frame::Report;
-pub(crate) use links::{HEARTBEAT, LinkEvent, Links};
+pub(crate) use links::{LinkEvent, Links};
 
 use crate::error::Result;
 use crate::os::random;

@@ -21,8 +21,7 @@ const FLOORS: &[&[&str]] = &[
     &["handle"],
     &["process_set", "communicator"],
     &["collective"],
-    &["observe"],
-    &["runtime"],
+    &["runtime", "observe"],
     &["optim", "data"],
     &["integrations"],
 ];

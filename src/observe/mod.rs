@@ -1,3 +1,0 @@
-//! Readers of events: what a job leaves for people who want to know how it went.
-
-pub mod flight;
