@@ -17,6 +17,7 @@
 //! exist. Pointers need no alignment.
 
 mod bools;
+mod copy;
 mod dots;
 mod half;
 mod kernel;
@@ -25,6 +26,7 @@ mod lane;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use copy::copy;
 pub(crate) use dots::{dots, pair, pairs};
 
 use crate::tensor::{DType, ReduceOp};
@@ -118,7 +120,7 @@ pub(crate) unsafe fn copy_scaled(dtype: DType, src: *const u8, dst: *mut u8, cou
         unsafe { kernel::scale(kernel::Isa::detect(), dtype, src, dst, count, scale) }
     } else if !std::ptr::eq(src, dst) {
         // SAFETY: readable and writable for count elements, and without overlap since they differ.
-        unsafe { std::ptr::copy_nonoverlapping(src, dst, count * dtype.size()) }
+        unsafe { copy(src, dst, count * dtype.size()) }
     }
 }
 
@@ -134,6 +136,6 @@ pub(crate) unsafe fn copy_checked(dtype: DType, src: *const u8, dst: *mut u8, co
         return unsafe { bools::copy(src, dst, count) };
     }
     // SAFETY: the caller's promise; any bits are elements of every other type.
-    unsafe { std::ptr::copy_nonoverlapping(src, dst, count * dtype.size()) };
+    unsafe { copy(src, dst, count * dtype.size()) };
     true
 }
