@@ -15,9 +15,10 @@ use crate::transport::Link;
 /// No names and no negotiation: a call starts moving data at once. The operation's kind, type, count and root travel with
 /// its first flag, so ranks that disagree get [`Error::Mismatch`] with every rank's view, before data moves, and the
 /// communicator stays usable. A call with a wrong argument is an error on its rank at once, and takes its turn in the order:
-/// the ranks that make the call get the same [`Error::Mismatch`]. Between hosts a mismatch ends the communicator with [`Error::Poisoned`], naming both
-/// views; where ranks then wait for messages that nobody means to send, as for two broadcasts with different roots, it
-/// takes until the deadline.
+/// the ranks that make the call get the same [`Error::Mismatch`]. Between hosts a mismatch ends the communicator with
+/// [`Error::Poisoned`], on every rank, naming what ranks asked for: at once where a message tells, else when the ranks have
+/// waited some 200 ms and their hosts have compared what they wait in. Some ranks may have ended their operation by then;
+/// they learn of it in a later one.
 ///
 /// Calls take `&mut self`; a second thread works on a [`dup`](Self::dup). Every wait has a deadline (`KOLO_DEADLINE`) and
 /// ends with an error when the job fails. After any error but a mismatch or a wrong argument the communicator is
@@ -35,13 +36,16 @@ use crate::transport::Link;
 /// # Ok::<(), kolo::Error>(())
 /// ```
 pub struct Communicator {
-    ground: Arc<Ground>,
     pub(crate) channel: Channel,
     pub(crate) user: Box<dyn Link>,
     /// Where messages are put together and taken apart.
     pub(crate) scratch: Vec<u8>,
     /// Whether the operation in flight is the place of a call that was refused.
     refused: bool,
+    /// Messages sent and received so far, for what is reported.
+    pub(crate) messages: u64,
+    /// The last field: a rank leaves the job after its links are gone.
+    ground: Arc<Ground>,
 }
 
 impl fmt::Debug for Communicator {
@@ -53,7 +57,7 @@ impl fmt::Debug for Communicator {
 
 impl Communicator {
     pub(crate) fn new(ground: Arc<Ground>, built: Built) -> Self {
-        Self { ground, channel: built.channel, user: built.user, scratch: Vec::new(), refused: false }
+        Self { channel: built.channel, user: built.user, scratch: Vec::new(), messages: 0, refused: false, ground }
     }
 
     /// This rank's index in the communicator.
@@ -128,7 +132,10 @@ impl Communicator {
         if self.refused {
             self.settle_refusal()?;
         }
-        self.channel.begin(operation)?;
+        if let Err(error) = self.channel.begin(operation) {
+            self.take_leave();
+            return Err(error);
+        }
         self.drive()
     }
 
@@ -137,10 +144,13 @@ impl Communicator {
     fn drive(&mut self) -> Result<()> {
         let port = Arc::clone(self.channel.port());
         let missing = |channel: &Channel| (channel.describe(), channel.missing());
-        let result = block(&port, &mut self.channel, Channel::poll, Channel::expects_messages, missing);
-        if result.is_err() {
-            // The caller's buffers are theirs again once this returns.
-            self.channel.cancel(FAILED);
+        let (channel, stalled) = (&mut self.channel, Channel::stalled);
+        let result = block(&port, channel, Channel::poll, Channel::expects_messages, stalled, missing);
+        // The caller's buffers are theirs again once this returns.
+        if let Err(Error::Failed(failure)) = &result {
+            self.channel.poison(Error::Failed(Arc::clone(failure)));
+        } else if let Err(error) = &result {
+            self.channel.cancel(FAILED, error);
             self.take_leave();
         }
         result
@@ -165,9 +175,9 @@ impl Communicator {
     #[cold]
     pub(crate) fn refuse<R>(&mut self, error: Error) -> Result<R> {
         self.settle_refusal()?;
-        self.channel.begin(Operation::new(Collective::Refused, DType::U8, 0, None))?;
-        self.refused = true;
-        match self.channel.poll() {
+        let begun = self.channel.begin(Operation::new(Collective::Refused, DType::U8, 0, None));
+        self.refused = begun.is_ok();
+        match begun.and_then(|()| self.channel.poll()) {
             Ok(Step::Progress | Step::Pending) => {}
             Err(failed @ Error::Failed(_)) => return Err(failed),
             // What a mismatch is for has happened; of anything else the next call hears as well.

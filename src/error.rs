@@ -1,9 +1,14 @@
 //! What can go wrong, and what each error tells its reader: what was wrong, where, and what to do.
 
+mod mismatch;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use mismatch::Mismatch;
+pub(crate) use mismatch::{Fields, ranks_in_words};
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -112,25 +117,5 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rank {} on {} failed: {}", self.rank, self.host, self.cause)
-    }
-}
-
-/// What each rank asked for, when they did not ask for the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Mismatch {
-    /// The operation's name (a tensor's name, or "communicator operation 17").
-    pub name: String,
-    /// Each rank's request in words, by global rank.
-    pub views: Vec<(u32, String)>,
-}
-
-impl fmt::Display for Mismatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "'{}': the ranks ask for different things:", self.name)?;
-        for (rank, view) in &self.views {
-            writeln!(f, "  rank {rank}: {view}")?;
-        }
-        write!(f, "make every rank pass the same; nothing was changed and the job can go on")
     }
 }

@@ -96,6 +96,7 @@ mpi_test!(
         bench.wrong_algorithms()?;
         bench.wrong_messages()?;
         bench.mismatches()?;
+        bench.roots_across_hosts()?;
         if kolo.rank() == 0 {
             println!("cases: {} of messages, threads and mistakes on {} ranks", bench.cases, kolo.size());
         }

@@ -8,13 +8,20 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use kolo::{Builder, Error};
-use xtask::harness::mpirun;
+use xtask::harness::{mpirun, on_networks};
 use xtask::mpi;
 
 mpi_test!(processes_sit_as_mpi_says, np = [1, 2, 3, 4], hosts = ["2,2", "3,1", "1,1,1"], |kolo| {
     assert_eq!(Some(kolo.rank()), mpi::rank());
     assert_eq!(Some(kolo.size()), mpi::size());
-    if std::env::var_os("KOLO_HOSTS").is_none() {
+    let pretended = std::env::var_os("KOLO_HOSTS").is_some();
+    let told = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<usize>().ok());
+    if let Some((rank, size)) = told("OMPI_COMM_WORLD_LOCAL_RANK").zip(told("OMPI_COMM_WORLD_LOCAL_SIZE"))
+        && !pretended
+    {
+        assert_eq!([kolo.local_rank(), kolo.local_size()], [rank, size]);
+    }
+    if !pretended && !on_networks() {
         let seat = [kolo.local_rank(), kolo.local_size(), kolo.cross_rank(), kolo.cross_size()];
         assert_eq!(seat, [kolo.rank(), kolo.size(), 0, 1]);
     }

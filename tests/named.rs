@@ -11,8 +11,6 @@ use std::time::Duration;
 
 use kolo::{Error, Kolo, Options, ReduceOp, Result, Waited};
 use rayon::prelude::*;
-use xtask::harness::mpirun;
-use xtask::mpi;
 
 /// Elements that differ by rank and tensor, with fractions, so that the order of a sum shows in its bits.
 fn input(rank: usize, tensor: usize, count: usize) -> Vec<f32> {
@@ -347,8 +345,7 @@ fn cancel_what_all_have_submitted() -> Result<()> {
     judge.barrier()
 }
 
-// On one host: messages to another that nobody takes any more keep MPI from being finalised, which fails the job.
-mpi_test!(a_late_cancel_is_an_error_on_every_rank, np = [2, 3], || {
+mpi_test!(a_late_cancel_is_an_error_on_every_rank, np = [2, 3], hosts = ["1,1", "2,2"], || {
     cancel_what_all_have_submitted().expect("the judge works on");
     ExitCode::SUCCESS
 });
@@ -413,8 +410,8 @@ mpi_test!(the_last_kolo_may_go_with_operations_in_flight, np = [2, 3], || {
         assert!(error.contains("the last Kolo of this rank was dropped"), "{error}");
     } else {
         let error = kolo.allreduce("late", &mut [1.0_f32], ReduceOp::Sum).expect_err("rank 1 is gone");
-        assert!(matches!(error, Error::Poisoned(_)), "{error}");
-        assert!(error.to_string().contains("rank 1"), "{error}");
+        assert!(matches!(error, Error::Gone { .. } | Error::Poisoned(_)), "{error}");
+        assert!(error.to_string().contains("'late'") && error.to_string().contains("rank 1"), "{error}");
     }
     judge.barrier().expect("the other job goes on");
     ExitCode::SUCCESS
@@ -449,38 +446,3 @@ mpi_test!(
         sums_in_rank_order(kolo)?;
     }
 );
-
-/// Ranks that wait for different names: a warning lists them, and the deadline ends it on every rank, by name.
-#[test]
-fn disjoint_names_are_told_and_time_out() {
-    if mpi::rank().is_some() {
-        let code = kolo::run(|kolo| {
-            let name = format!("only {}", kolo.rank());
-            let error = kolo.allreduce(&name, &mut [1.0_f32], ReduceOp::Sum).expect_err("nobody else asks for it");
-            let text = error.to_string();
-            match error {
-                Error::Timeout { .. } => {
-                    assert!(text.contains("only ") && text.contains("did not submit it"), "{text}")
-                }
-                Error::Poisoned(_) => assert!(text.contains("only "), "{text}"),
-                _ => panic!("{text}"),
-            }
-            println!("rank {} got: {text}", kolo.rank());
-            // The set is over, not the rank.
-            assert!(matches!(kolo.barrier(), Err(Error::Poisoned(_))));
-            Ok::<(), Error>(())
-        });
-        std::process::exit(i32::from(code != ExitCode::SUCCESS));
-    }
-    for (ranks, hosts) in [(2, ""), (3, ""), (2, "1,1"), (3, "2,1")] {
-        let job = mpirun(ranks).hosts(hosts).env("KOLO_DEADLINE", "2s").timeout(Duration::from_secs(30));
-        let output = job.run_self("disjoint_names_are_told_and_time_out");
-        let context = format!("{ranks} ranks on '{hosts}': {output}");
-        assert_eq!(output.matches("every rank waits, but for different tensors").count(), 1, "{context}");
-        for rank in 0..ranks {
-            assert!(output.contains(&format!("'only {rank}': submitted by rank {rank}; not by rank")), "{context}");
-            assert!(output.contains(&format!("rank {rank} got: ")), "{context}");
-        }
-        assert!(output.contains("tensor 'only "), "{context}");
-    }
-}

@@ -26,6 +26,10 @@ pub(crate) enum Command {
     Idle(IdleArgs),
     /// What waiting for a late rank costs the others.
     Late(LateArgs),
+    /// Where the ranks of a job part, from its flight records. Needs no launcher.
+    Flight(FlightArgs),
+    /// What a flight record costs. Needs no launcher.
+    FlightCost(FlightCostArgs),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -88,6 +92,29 @@ pub(crate) struct LateArgs {
     pub(crate) seconds: f64,
     /// How often.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Write the results to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct FlightArgs {
+    /// The directory of a job, or that of all jobs, of which the newest is taken; several where hosts keep theirs apart.
+    #[arg(required = true, value_name = "DIR")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Write what was found to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct FlightCostArgs {
+    /// Where the file lies meanwhile; without it where jobs have theirs.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// Rounds of 20,000 records.
+    #[arg(long, default_value_t = 31, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: u32,
     /// Write the results to this file.
     #[arg(long, value_name = "FILE")]
@@ -165,7 +192,7 @@ impl Cli {
         match &self.command {
             Command::Allreduce(args) => args.algorithm,
             Command::List(args) => args.algorithm,
-            Command::Idle(_) | Command::Late(_) => None,
+            Command::Idle(_) | Command::Late(_) | Command::Flight(_) | Command::FlightCost(_) => None,
         }
     }
 
@@ -181,7 +208,7 @@ impl Cli {
                 let size = args.element.dtype.size();
                 (args.buffers, args.preset.counts(size).into_iter().map(|count| count * size).collect())
             }
-            Command::Idle(_) | Command::Late(_) => return None,
+            Command::Idle(_) | Command::Late(_) | Command::Flight(_) | Command::FlightCost(_) => return None,
         };
         // Each buffer may begin on a page of its own.
         (kind == Buffers::Shared)
@@ -193,7 +220,7 @@ impl Cli {
         match &self.command {
             Command::Allreduce(args) => !args.contest.against.is_empty(),
             Command::List(args) => !args.contest.against.is_empty(),
-            Command::Idle(_) | Command::Late(_) => false,
+            Command::Idle(_) | Command::Late(_) | Command::Flight(_) | Command::FlightCost(_) => false,
         }
     }
 
@@ -216,7 +243,7 @@ impl Cli {
                 args.element.check(&args.contest)
             }
             Command::List(args) => args.element.check(&args.contest),
-            Command::Idle(_) | Command::Late(_) => Ok(()),
+            Command::Idle(_) | Command::Late(_) | Command::Flight(_) | Command::FlightCost(_) => Ok(()),
         }
     }
 }

@@ -8,6 +8,8 @@ mod cli;
 mod control;
 mod cpu;
 mod data;
+#[cfg(test)]
+mod fuzz;
 mod machine;
 mod measure;
 mod peer;
@@ -39,6 +41,18 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    // What needs no other rank joins no job: it reads what jobs left.
+    if let Ok(cli) = &parsed
+        && let Some(outcome) = alone(cli)
+    {
+        return match outcome {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     // Every rank has the same bad arguments: the runtime prints one of them, where each would print its own.
     builder.run(|kolo| match parsed {
         Ok(cli) => run(kolo, &cli).map_err(|error| format!("{error:#}")),
@@ -59,6 +73,15 @@ fn settings(cli: &Cli) -> Builder {
     builder
 }
 
+/// Does what is no job.
+fn alone(cli: &Cli) -> Option<Result<()>> {
+    match &cli.command {
+        Command::Flight(args) => Some(cases::flight::diagnose(args)),
+        Command::FlightCost(args) => Some(cases::flight::cost(args)),
+        _ => None,
+    }
+}
+
 /// Runs the case.
 fn run(kolo: &Kolo, cli: &Cli) -> Result<()> {
     let mut control = Control::new(kolo)?;
@@ -73,6 +96,8 @@ fn run(kolo: &Kolo, cli: &Cli) -> Result<()> {
         Command::List(args) => cases::list::run(&mut job, args)?,
         Command::Idle(args) => cases::quiet::idle(&mut job, args)?,
         Command::Late(args) => cases::quiet::late(&mut job, args)?,
+        Command::Flight(args) => cases::flight::diagnose(args)?,
+        Command::FlightCost(args) => cases::flight::cost(args)?,
     }
     if let Some(mpi) = job.mpi.take() {
         mpi.free()?;

@@ -130,6 +130,38 @@ fn idle_and_late_write_a_record_a_rank() {
 }
 
 #[test]
+fn flight_records_of_a_job_are_read_and_their_cost_is_measured_without_a_launcher() {
+    let directory = std::env::temp_dir().join(format!("kolo-bench-flight-{}", std::process::id()));
+    let words = ["allreduce", "--bytes", "4KiB", "--rounds", "1"];
+    mpirun(2).env("KOLO_FLIGHT", "keep").env("KOLO_FLIGHT_DIR", &directory).run_program(BENCH, &words);
+    let alone = |words: &[&str]| {
+        let json = Json(directory.join("found.json"));
+        let output =
+            std::process::Command::new(BENCH).args(words).arg("--json").arg(&json.0).output().expect("started");
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{words:?}: {printed}{}", String::from_utf8_lossy(&output.stderr));
+        let records: Value = serde_json::from_str(&std::fs::read_to_string(&json.0).expect("written")).expect("JSON");
+        (printed, records)
+    };
+    let path = directory.display().to_string();
+    let (printed, found) = alone(&["flight", &path]);
+    assert!(printed.contains("2 of 2 ranks recorded") && printed.contains("did not part"), "{printed}");
+    let job = &found[0];
+    assert_eq!((&job["case"], &job["size"]), (&"flight".into(), &2.into()), "{job}");
+    for rank in job["ranks"].as_array().expect("ranks") {
+        assert_eq!(rank["end"], "left", "{rank}");
+        assert!(rank["recorded"].as_u64().is_some_and(|count| count > 0) && rank["last"]["kind"].is_string(), "{rank}");
+    }
+    assert!(job["divergences"].as_array().is_some_and(Vec::is_empty), "{job}");
+    let (printed, cost) = alone(&["flight-cost", "--rounds", "1", "--directory", &path]);
+    assert_eq!(cost.as_array().map(Vec::len), Some(2), "{printed}");
+    assert!(cost[0]["ns"].as_f64().is_some_and(|ns| ns > 0.0) && printed.contains("ns/record"), "{printed}");
+    std::fs::remove_dir_all(&directory).expect("removed");
+    let missing = std::process::Command::new(BENCH).args(["flight", &path]).output().expect("started");
+    assert!(!missing.status.success() && String::from_utf8_lossy(&missing.stderr).contains(&path));
+}
+
+#[test]
 fn bad_arguments_fail_the_job_and_say_what_to_write() {
     for (line, words) in [
         ("allreduce --bytes 4:2", "below the minimum"),

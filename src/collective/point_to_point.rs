@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::communicator::{Communicator, FAILED};
 use crate::engine::{Channel, Step, block};
 use crate::error::{Error, Mismatch, Result};
+use crate::event::{Mark, Stage, Verb};
 use crate::tensor::{DType, Element, overwrite};
 
 /// Bytes before a message's first elements: type (1), zero (7), count (8).
@@ -22,7 +23,9 @@ impl Communicator {
     /// receiver does not take it before the deadline.
     pub fn send<T: Element>(&mut self, data: &[T], to: usize) -> Result<()> {
         self.check_peer("send to rank", to)?;
+        let mark = self.report::<T>(Verb::Send, data.len(), to);
         let sent = self.send_to(data, to);
+        self.reported(mark, &sent);
         self.settle(sent)
     }
 
@@ -63,6 +66,7 @@ impl Communicator {
                 if user.idle() { Ok(Step::Ready(())) } else { heed(channel, to, &mut warned, step) }
             },
             |_| far,
+            |_, _| Ok(()),
             |_| (format!("send of {} {} to rank {to}", data.len(), T::DTYPE), vec![peer]),
         )
     }
@@ -77,7 +81,9 @@ impl Communicator {
     /// is taken and dropped, `data` is left as it was); the first failure of the job; [`Error::Timeout`] at the deadline.
     pub fn recv<T: Element>(&mut self, data: &mut [T], from: usize) -> Result<()> {
         self.check_peer("receive from rank", from)?;
+        let mark = self.report::<T>(Verb::Receive, data.len(), from);
         let received = self.recv_from(data, from);
+        self.reported(mark, &received);
         self.settle(received)
     }
 
@@ -105,9 +111,20 @@ impl Communicator {
                 Ok(Step::Ready(()))
             },
             |_| far,
+            |_, _| Ok(()),
             |_| (format!("receive of {wanted} {} from rank {from}", T::DTYPE), vec![peer]),
         )?;
         incoming.check(peer, channel.team().global(channel.team().rank()))
+    }
+
+    fn report<T: Element>(&mut self, verb: Verb, count: usize, peer: usize) -> Mark {
+        self.messages += 1;
+        self.channel.report(verb, (T::DTYPE, None), Some(peer), (count * size_of::<T>()) as u64, self.messages)
+    }
+
+    fn reported(&self, mark: Mark, outcome: &Result<()>) {
+        let stage = if outcome.is_ok() { Stage::Done } else { Stage::Failed };
+        self.channel.port().sink.reached(mark, stage, None);
     }
 
     /// A message that was not sent or received whole leaves the stream at no boundary: the communicator ends with it.
@@ -202,6 +219,6 @@ impl<T: Element> Incoming<'_, T> {
         let name = format!("message from rank {from} to rank {me}");
         let views =
             vec![(from, format!("sends {count} {theirs}")), (me, format!("receives {} {}", self.data.len(), T::DTYPE))];
-        Err(Error::Mismatch(Arc::new(Mismatch { name, views })))
+        Err(Error::Mismatch(Arc::new(Mismatch::new(name, views))))
     }
 }

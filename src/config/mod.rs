@@ -1,6 +1,8 @@
 //! Knobs in two stages: text from the program, the environment and a file; then one validated [`Config`].
 
 mod docs;
+#[cfg(all(test, not(kolo_loom)))]
+mod fuzz;
 mod raw;
 mod table;
 mod value;
@@ -16,7 +18,7 @@ pub use table::{Alias, Knob};
 use table::{FILE, KNOBS};
 #[cfg(test)]
 pub(crate) use value::{AlgorithmName, Auto};
-pub(crate) use value::{Bytes, Hosts, OrOff, Value};
+pub(crate) use value::{Bytes, Flight, Hosts, OrOff, Value};
 
 /// A validated configuration, and what the user should hear about how it came to be.
 #[derive(Debug)]
@@ -73,6 +75,13 @@ impl Config {
         }
         if self.cache_capacity > 1 << 20 {
             return Err(format!("KOLO_CACHE_CAPACITY is {}; it must not exceed {}", self.cache_capacity, 1 << 20));
+        }
+        let records = self.flight_records;
+        if !records.is_power_of_two() || !(64..=1 << 20).contains(&records) {
+            let near = records.clamp(64, 1 << 20).next_power_of_two();
+            return Err(format!(
+                "KOLO_FLIGHT_RECORDS is {records}; it must be a power of two from 64 to 1048576, as {near}"
+            ));
         }
         if self.deterministic && !self.algorithm.may_be_ordered() {
             return Err(format!(
@@ -184,6 +193,8 @@ mod tests {
         );
         assert!(wrong(&[("KOLO_SLOT_BYTES", "5000")]).contains("multiple of 4KiB"));
         assert!(wrong(&[("KOLO_SLOT_BYTES", "1GiB")]).contains("between 4KiB and 64MiB"));
+        assert!(wrong(&[("KOLO_FLIGHT_RECORDS", "1000")]).contains("as 1024"));
+        assert!(wrong(&[("KOLO_FLIGHT_RECORDS", "0")]).contains("as 64"));
         assert!(wrong(&[("KOLO_SLOTS", "1")]).contains("between 2 and 64"));
         assert!(wrong(&[("KOLO_DETERMINISTIC", "1"), ("KOLO_ALGORITHM", "ring")]).contains("ordered-chain"));
         assert!(wrong(&[("HOROVOD_CACHE_CAPACITY", "many")]).contains("HOROVOD_CACHE_CAPACITY"));

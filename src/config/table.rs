@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::value::{AlgorithmName, Auto, Bytes, Hosts, OrOff, Value};
+use super::value::{AlgorithmName, Auto, Bytes, Flight, Folder, Hosts, OrOff, Value};
 
 /// A knob, as users see it.
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +100,10 @@ knobs! {
     stall_warning: OrOff<Duration> = OrOff(Some(Duration::from_secs(60))), "KOLO_STALL_WARNING", local,
         [alias("HOROVOD_STALL_CHECK_TIME_SECONDS", "s", Some("0"))];
 
+    /// How long another host may be out of reach before it counts as lost, while something of it is waited for. A
+    /// network that drops out for longer, now and then, needs more.
+    host_timeout: Duration = Duration::from_secs(1), "KOLO_HOST_TIMEOUT", agreed, [];
+
     /// Pretends that the ranks run on several hosts: the first 2 on one and the next 2 on another for `2,2`. Every
     /// pretend host has its own shared memory and reaches the others over messages. For tests and experiments.
     hosts: Hosts = Hosts::default(), "KOLO_HOSTS", agreed, [];
@@ -132,6 +136,17 @@ knobs! {
     /// How long a waiting rank spins before it yields the core. `auto`: briefly where the ranks of the host fit its
     /// cores, not at all where they do not.
     spin: Auto<Duration> = Auto(None), "KOLO_SPIN", local, [];
+
+    /// Records what each rank does in a file that outlives its process, for `kolo-bench flight`. The files are removed
+    /// when the job ends in order; `keep` leaves them then, too.
+    flight: Flight = Flight::On, "KOLO_FLIGHT", local, [];
+
+    /// Where the flight records of a job get a directory of their own: a directory of this user, best in memory (a tmpfs).
+    /// By default `kolo-flight-UID` in the directory for temporary files, and only for jobs of several processes.
+    flight_dir: Folder = Folder(None), "KOLO_FLIGHT_DIR", local, [];
+
+    /// How many operations the flight records of a rank hold, at 96 bytes each: a power of two.
+    flight_records: usize = 4096, "KOLO_FLIGHT_RECORDS", local, [];
 
     /// Seeds the delays and the order of work that tests use to provoke races.
     seed: OrOff<u64> = OrOff(None), "KOLO_SEED", agreed, [];

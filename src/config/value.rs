@@ -1,6 +1,7 @@
 //! How the text of a knob becomes a value, and back.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A type that a knob can have. `parse(&show(v)) == v` holds for every value.
@@ -167,6 +168,52 @@ impl Value for Hosts {
     }
 }
 
+/// A directory; empty text leaves the choice to kolo.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Folder(pub(crate) Option<PathBuf>);
+
+impl Value for Folder {
+    const FORM: &'static str = "a directory; empty for the default";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self((!text.is_empty()).then(|| text.into())))
+    }
+
+    fn show(&self) -> String {
+        self.0.as_ref().map_or_else(String::new, |path| path.display().to_string())
+    }
+}
+
+/// Whether a rank records what it does, and what becomes of the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flight {
+    On,
+    Keep,
+    Off,
+}
+
+impl Value for Flight {
+    const FORM: &'static str = "on, keep or off";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "on" | "1" => Ok(Self::On),
+            "keep" => Ok(Self::Keep),
+            "off" | "0" => Ok(Self::Off),
+            _ => Err("write on, keep or off".to_owned()),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::On => "on",
+            Self::Keep => "keep",
+            Self::Off => "off",
+        }
+        .to_owned()
+    }
+}
+
 /// The name of an allreduce algorithm. The names are those of `plan::Algorithm`, a floor above; a test compares them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AlgorithmName(pub(crate) &'static str);
@@ -290,6 +337,10 @@ mod tests {
         assert_eq!(Hosts::parse("2, 3"), Ok(Hosts(vec![2, 3])));
         assert_eq!(Hosts::parse(""), Ok(Hosts(vec![])));
         assert!(Hosts::parse("2,0").is_err());
+        assert_eq!(Folder::parse(""), Ok(Folder(None)));
+        assert_eq!(Folder::parse("/tmp/x").map(|folder| folder.show()), Ok("/tmp/x".to_owned()));
+        assert_eq!(Flight::parse("Keep"), Ok(Flight::Keep));
+        assert!(Flight::parse("maybe").is_err());
         assert_eq!(OrOff::<Duration>::parse("off"), Ok(OrOff(None)));
         assert_eq!(Auto::<usize>::parse("7"), Ok(Auto(Some(7))));
         assert_eq!(Auto::<usize>::parse("x").expect_err("x"), "write a whole number, zero or more, or auto");

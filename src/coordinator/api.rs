@@ -52,7 +52,7 @@ impl Default for Params {
             evict_after: 4 * 4096,
             stall_warn: Duration::from_secs(60),
             stall_deadline: Duration::from_secs(300),
-            grace: Duration::from_secs(2),
+            grace: Duration::from_secs(5),
         }
     }
 }
@@ -210,8 +210,17 @@ pub(crate) enum Action {
     },
     /// The set is over: tell the other ranks. The pending tickets fail in actions of their own.
     Poison(Error),
-    /// Tell the user.
-    Warn(String),
+    /// Names wait for ranks for too long. Said at every look while that is so.
+    Warn {
+        /// The names, and who submitted them.
+        text: String,
+        /// The global ranks that are missing or unknown.
+        ranks: Vec<u32>,
+        /// Whether this text was not said before: then tell the user; else only if the ranks are known to do worse.
+        news: bool,
+    },
+    /// Something waits. Have the leaders of all hosts drive this set for a while, though nothing of theirs is in flight.
+    Summon,
     /// Send to the leader of that host, in order.
     SendHost {
         /// Which host.

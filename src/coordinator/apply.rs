@@ -80,7 +80,11 @@ impl Coordinator {
                 Item::Evict { slot } => self.evict(slot, actions)?,
                 Item::Withdraw { rank, serial, target } => self.confirm(rank, serial, target, actions)?,
                 Item::Fail { name, groups } => self.fail(name, &groups, actions)?,
-                Item::Timeout { name, micros, missing } => return Err(self.time_out(name, micros, &missing, actions)),
+                Item::Timeout { name, micros, missing, silent } => {
+                    let waited = Duration::from_micros(micros);
+                    self.note_late(&missing, &silent);
+                    return Err(self.time_out(name, self.timeout_error(name, waited, &missing, &silent), actions));
+                }
             }
         }
         Ok(())
@@ -289,6 +293,7 @@ impl Coordinator {
         let slot = self.names.get(id).slot;
         let cached = (slot != NONE).then(|| self.slots.get(slot).request.clone()).flatten();
         let mut views: Vec<(u32, String)> = Vec::with_capacity(self.size());
+        let mut explained = Vec::new();
         for group in groups {
             let text = match &group.said {
                 Said::Bit => cached.as_ref().map_or_else(|| "as before".to_owned(), |request| request.describe()),
@@ -296,6 +301,12 @@ impl Coordinator {
                 Said::Invalid(reason) => format!("refused there: {reason}"),
                 Said::Other => "something else".to_owned(),
             };
+            let request = match &group.said {
+                Said::Bit => cached.as_deref(),
+                Said::Request(request) => Some(request),
+                Said::Invalid(_) | Said::Other => None,
+            };
+            explained.extend(request.map(|request| (text.clone(), request.fields())));
             for rank in &group.ranks {
                 if self.decides && group.said != Said::Bit {
                     self.names.consume(id, *rank);
@@ -322,16 +333,16 @@ impl Coordinator {
         } else {
             let local = self.locals.remove(index);
             if let Some(ticket) = local.ticket {
-                let error = Error::Mismatch(Arc::new(Mismatch { name: name.to_owned(), views }));
-                actions.push(Action::Fail { ticket, error });
+                let mut mismatch = Mismatch::new(name, views);
+                explained.into_iter().for_each(|(words, fields)| mismatch.explain(&words, fields));
+                actions.push(Action::Fail { ticket, error: Error::Mismatch(Arc::new(mismatch)) });
             }
             self.release(id);
         }
         Ok(())
     }
 
-    fn time_out(&mut self, name: &str, micros: u64, missing: &[u32], actions: &mut Vec<Action>) -> Trouble {
-        let error = self.timeout_error(name, Duration::from_micros(micros), missing);
+    fn time_out(&mut self, name: &str, error: Error, actions: &mut Vec<Action>) -> Trouble {
         let index = self.names.find(name).map(|id| self.names.get(id).local).filter(|index| *index != NONE);
         if let Some(index) = index
             && let Some(ticket) = self.locals.remove(index).ticket

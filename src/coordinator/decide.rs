@@ -1,6 +1,5 @@
 //! What a decider proposes, and when (README, sections 4, 5 and 8).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::api::Action;
@@ -8,6 +7,7 @@ use super::entry::{self, Group, Said};
 use super::frame::Target;
 use super::locals::Form;
 use super::names::Seen;
+use super::peers::Expired;
 use super::request::{Request, Spec};
 use super::slots::Free;
 use super::{Coordinator, NONE};
@@ -45,7 +45,8 @@ impl Coordinator {
         self.dirty = false;
         let complete = self.find_ready() + self.judge_frames();
         self.drop_moot();
-        let rulings = !(self.scratch.failing.is_empty() && self.withdrawals.is_empty() && self.expired.is_empty());
+        let due = self.expired.iter().any(|expired| self.may_rule(expired));
+        let rulings = due || !(self.scratch.failing.is_empty() && self.withdrawals.is_empty());
         if complete == 0 && !rulings {
             return self.window.close();
         }
@@ -149,26 +150,30 @@ impl Coordinator {
                 return;
             }
         }
-        for at in 0..self.expired.len() {
-            let expired = &self.expired[at];
+        for expired in self.expired.iter().filter(|expired| self.may_rule(expired)) {
             let id = match expired.of.borrow() {
                 Target::Slot(slot) => self.slots.is_assigned(slot).then(|| self.slots.get(slot).name),
                 Target::Name(name) => self.names.find(name),
             };
             let Some(id) = id else { continue };
             let micros = expired.waited.as_micros() as u64;
-            let missing: Vec<u32> = (0..self.size() as u32).filter(|rank| !self.is_present(id, *rank)).collect();
+            let (_, missing, unknown) = self.attendance(id);
             // Complete names run; nobody is late any more.
-            if missing.is_empty() {
+            if missing.is_empty() && unknown.is_empty() {
                 continue;
             }
-            let name = Arc::clone(&self.names.get(id).name);
-            let size = self.size();
-            fits(out, room, |out| entry::put_timeout(out, &name, micros, &missing, size));
+            let silent = self.leaders_of(&unknown);
+            let (name, size) = (&self.names.get(id).name, self.size());
+            fits(out, room, |out| entry::put_timeout(out, name, micros, &missing, &silent, size));
             // The set ends there.
             return;
         }
         self.compose_runs(room, out);
+    }
+
+    /// Whether it is known who is late for what has expired.
+    fn may_rule(&self, expired: &Expired) -> bool {
+        self.topology.hosts.len() == 1 || expired.census.is_some_and(|number| self.census.is_over(number))
     }
 
     /// Appends the failure of a name; false if there is no room.

@@ -16,11 +16,28 @@ const TIMEOUT: u8 = 5;
 /// An item as read. A `Run` is followed by `count` items for [`take_run_item`].
 #[derive(Debug)]
 pub(super) enum Item<'a> {
-    Evict { slot: u32 },
-    Withdraw { rank: u32, serial: u64, target: Target<'a> },
-    Fail { name: &'a str, groups: Vec<Group> },
-    Run { count: u32 },
-    Timeout { name: &'a str, micros: u64, missing: Vec<u32> },
+    Evict {
+        slot: u32,
+    },
+    Withdraw {
+        rank: u32,
+        serial: u64,
+        target: Target<'a>,
+    },
+    Fail {
+        name: &'a str,
+        groups: Vec<Group>,
+    },
+    Run {
+        count: u32,
+    },
+    /// `missing` did not submit the name; of ranks of the hosts that `silent` lead nothing is known.
+    Timeout {
+        name: &'a str,
+        micros: u64,
+        missing: Vec<u32>,
+        silent: Vec<u32>,
+    },
 }
 
 /// What ranks with the same view of a failed name said.
@@ -65,11 +82,12 @@ pub(super) fn put_withdraw(out: &mut Vec<u8>, rank: u32, serial: u64, target: Ta
     target.encode(out);
 }
 
-pub(super) fn put_timeout(out: &mut Vec<u8>, name: &str, micros: u64, missing: &[u32], size: usize) {
+pub(super) fn put_timeout(out: &mut Vec<u8>, name: &str, micros: u64, missing: &[u32], silent: &[u32], size: usize) {
     out.u8(TIMEOUT);
     out.str(name);
     out.varint(micros);
     put_ranks(out, missing, size);
+    put_ranks(out, silent, size);
 }
 
 pub(super) fn put_fail(out: &mut Vec<u8>, name: &str, groups: &[Group], size: usize) {
@@ -128,6 +146,7 @@ pub(super) fn take_item<'a>(take: &mut Take<'a>, size: usize) -> Option<Item<'a>
             let count = take.bounded(size as u64)?;
             // Grown as read: a count in hostile bytes allocates nothing.
             let mut groups = Vec::new();
+            let mut total = 0;
             for _ in 0..count {
                 let said = match take.u8()? {
                     0 => Said::Bit,
@@ -136,15 +155,20 @@ pub(super) fn take_item<'a>(take: &mut Take<'a>, size: usize) -> Option<Item<'a>
                     3 => Said::Other,
                     _ => return None,
                 };
-                groups.push(Group { said, ranks: take_ranks(take, size)? });
+                let ranks = take_ranks(take, size)?;
+                total += ranks.len();
+                // A few bytes stand for all ranks, and no rank is in two groups.
+                if total > size {
+                    return None;
+                }
+                groups.push(Group { said, ranks });
             }
-            let ranks: usize = groups.iter().map(|group| group.ranks.len()).sum();
-            (ranks == size).then_some(Item::Fail { name, groups })
+            (total == size).then_some(Item::Fail { name, groups })
         }
         RUN => Some(Item::Run { count: u32::from_le_bytes(take.slice(4)?.try_into().ok()?) }),
         TIMEOUT => {
-            let name = take.str(MAX_NAME)?;
-            Some(Item::Timeout { name, micros: take.varint()?, missing: take_ranks(take, size)? })
+            let (name, micros) = (take.str(MAX_NAME)?, take.varint()?);
+            Some(Item::Timeout { name, micros, missing: take_ranks(take, size)?, silent: take_ranks(take, size)? })
         }
         _ => None,
     }
@@ -249,7 +273,7 @@ mod tests {
         put_evict(&mut out, 5);
         put_withdraw(&mut out, 2, 9, Target::Name("a"));
         put_fail(&mut out, "a", &groups, 4);
-        put_timeout(&mut out, "a", 77, &[1], 4);
+        put_timeout(&mut out, "a", 77, &[1], &[2], 4);
         let at = begin_run(&mut out);
         put_cached(&mut out, 70_000);
         put_new(&mut out, &request, Some(3));
@@ -263,9 +287,8 @@ mod tests {
             Some(Item::Withdraw { rank: 2, serial: 9, target: Target::Name("a") })
         ));
         assert!(matches!(take_item(&mut take, 4), Some(Item::Fail { name: "a", groups: read }) if read == groups));
-        assert!(
-            matches!(take_item(&mut take, 4), Some(Item::Timeout { micros: 77, missing, .. }) if missing == vec![1])
-        );
+        assert!(matches!(take_item(&mut take, 4), Some(Item::Timeout { micros: 77, missing, silent, .. })
+                if missing == [1] && silent == [2]));
         assert!(matches!(take_item(&mut take, 4), Some(Item::Run { count: 3 })));
         assert_eq!(take_run_item(&mut take), Some(RunItem::Cached { slot: 70_000 }));
         assert_eq!(take_run_item(&mut take), Some(RunItem::New { request: request.clone(), slot: Some(3) }));

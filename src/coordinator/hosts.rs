@@ -156,7 +156,14 @@ impl Coordinator {
         if self.proposed.is_none() && self.hosts.installs.is_empty() && self.dirty {
             self.dirty = false;
             self.vote(actions);
+            if self.census.due().is_some() {
+                self.watch_pending();
+            }
             self.send_details(actions);
+            if let Some(number) = self.census.take_due() {
+                self.make_room(16, actions);
+                message::put_counted(&mut self.hosts.outbox, number);
+            }
         }
         self.flush(actions);
     }
@@ -180,6 +187,17 @@ impl Coordinator {
             message::put_votes(&mut self.hosts.outbox, self.next, part);
         }
         self.scratch.slots = slots;
+    }
+
+    /// Reports from now on who has set the bits that are pending here.
+    fn watch_pending(&mut self) {
+        for word in 0..self.slots.words_in_use() {
+            let mut pending = self.pending_bits(word) & !self.hosts.voted[word];
+            while pending != 0 {
+                self.hosts.watch(word as u32 * 64 + pending.trailing_zeros());
+                pending &= pending - 1;
+            }
+        }
     }
 
     fn send_details(&mut self, actions: &mut Vec<Action>) {
@@ -225,7 +243,11 @@ impl Coordinator {
                         self.install(actions);
                     }
                 }
-                Part::Entry { .. } => return None,
+                Part::Census { number } if self.is_other_leader() && host == 0 => {
+                    self.census.ask(number);
+                    self.dirty = true;
+                }
+                Part::Entry { .. } | Part::Census { .. } => return None,
                 _ if !self.decides || host == self.my_host || host >= self.hosts.count => return None,
                 Part::Frame { rank, bytes } => {
                     if self.host_of[rank as usize] as usize != host {
@@ -244,6 +266,7 @@ impl Coordinator {
                     self.dirty = true;
                     self.stall.changed();
                 }
+                Part::Counted { number } => self.census.count(host, number),
                 Part::Details { as_of, slot, ranks } => {
                     if ranks.iter().any(|rank| self.host_of[*rank as usize] as usize != host) {
                         return None;
@@ -252,6 +275,7 @@ impl Coordinator {
                         self.hosts.details.extend(ranks.into_iter().map(|rank| (slot, rank)));
                     }
                     self.dirty = true;
+                    self.stall.learned();
                 }
             }
         }

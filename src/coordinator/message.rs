@@ -1,4 +1,5 @@
-//! Messages between host leaders. Towards the first leader: parts, any number in a message. Away from it: one entry.
+//! Messages between host leaders. Towards the first leader: parts, any number in a message. Away from it: one entry, or
+//! a census.
 
 use super::entry::{put_ranks, take_ranks};
 use super::wire::{Put, Take};
@@ -7,6 +8,8 @@ const FRAME: u8 = 1;
 const VOTES: u8 = 2;
 const DETAILS: u8 = 3;
 const ENTRY: u8 = 4;
+const CENSUS: u8 = 5;
+const COUNTED: u8 = 6;
 
 /// A part as read. `Votes` is followed by `count` calls of [`take_slot`].
 #[derive(Debug, PartialEq, Eq)]
@@ -19,6 +22,10 @@ pub(super) enum Part<'a> {
     Details { as_of: u64, slot: u32, ranks: Vec<u32> },
     /// An entry to install.
     Entry { index: u64, bytes: &'a [u8] },
+    /// The first leader wants to know what is pending on the receiver's host, member by member.
+    Census { number: u64 },
+    /// Everything that the census asked for was sent before this.
+    Counted { number: u64 },
 }
 
 pub(super) fn put_frame(out: &mut Vec<u8>, rank: u32, bytes: &[u8]) {
@@ -50,6 +57,16 @@ pub(super) fn put_entry(out: &mut Vec<u8>, index: u64, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+pub(super) fn put_census(out: &mut Vec<u8>, number: u64) {
+    out.u8(CENSUS);
+    out.varint(number);
+}
+
+pub(super) fn put_counted(out: &mut Vec<u8>, number: u64) {
+    out.u8(COUNTED);
+    out.varint(number);
+}
+
 pub(super) fn take_part<'a>(take: &mut Take<'a>, size: usize) -> Option<Part<'a>> {
     match take.u8()? {
         FRAME => {
@@ -68,6 +85,8 @@ pub(super) fn take_part<'a>(take: &mut Take<'a>, size: usize) -> Option<Part<'a>
             *take = Take::new(&[]);
             Some(Part::Entry { index, bytes })
         }
+        CENSUS => Some(Part::Census { number: take.varint()? }),
+        COUNTED => Some(Part::Counted { number: take.varint()? }),
         _ => None,
     }
 }
@@ -86,12 +105,16 @@ mod tests {
         put_frame(&mut out, 3, b"frame");
         put_votes(&mut out, 9, &[1, 700]);
         put_details(&mut out, 9, 5, &[2, 3], 4);
+        put_census(&mut out, 300);
+        put_counted(&mut out, 301);
         put_entry(&mut out, 77, b"entry");
         let mut take = Take::new(&out);
         assert_eq!(take_part(&mut take, 4), Some(Part::Frame { rank: 3, bytes: b"frame" }));
         assert_eq!(take_part(&mut take, 4), Some(Part::Votes { as_of: 9, count: 2 }));
         assert_eq!((take_slot(&mut take), take_slot(&mut take)), (Some(1), Some(700)));
         assert_eq!(take_part(&mut take, 4), Some(Part::Details { as_of: 9, slot: 5, ranks: vec![2, 3] }));
+        assert_eq!(take_part(&mut take, 4), Some(Part::Census { number: 300 }));
+        assert_eq!(take_part(&mut take, 4), Some(Part::Counted { number: 301 }));
         assert_eq!(take_part(&mut take, 4), Some(Part::Entry { index: 77, bytes: b"entry" }));
         assert!(take.is_empty());
         assert_eq!(take_part(&mut Take::new(&[FRAME, 4, 0]), 4), None, "a rank beyond the set");

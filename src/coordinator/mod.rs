@@ -4,6 +4,7 @@
 
 mod api;
 mod apply;
+mod census;
 mod decide;
 mod entry;
 mod frame;
@@ -31,6 +32,7 @@ use std::time::Duration;
 pub(crate) use api::MAX_FRAME;
 pub(crate) use api::{Action, Batch, BatchItem, Event, Params, Ticket, Topology};
 pub(crate) use request::{Device, Group, Kind, Request, Spec};
+pub(crate) use stall::Stalled;
 
 use crate::error::{Error, Result};
 
@@ -77,6 +79,7 @@ pub(crate) struct Coordinator {
     /// The index of the proposal or install that was not read back yet.
     proposed: Option<u64>,
     hosts: hosts::Hosts,
+    census: census::Census,
     window: window::Window,
     scratch: decide::Scratch,
     stall: stall::Watch,
@@ -129,6 +132,7 @@ impl Coordinator {
             resubmit: Vec::new(),
             proposed: None,
             hosts: hosts::Hosts::new(topology.hosts.len(), words),
+            census: census::Census::new(topology.hosts.len()),
             window: window::Window::default(),
             scratch: decide::Scratch::new(words),
             stall: stall::Watch::new(params.capacity),
@@ -190,6 +194,12 @@ impl Coordinator {
         self.locals.tickets()
     }
 
+    /// The names of those submissions, the oldest first.
+    pub(crate) fn names_in_flight(&self) -> impl Iterator<Item = &str> {
+        let with_ticket = self.locals.iter().map(|index| self.locals.get(index)).filter(|local| local.ticket.is_some());
+        with_ticket.map(|local| &*self.names.get(local.name).name)
+    }
+
     /// Whether this rank has nothing outstanding: no submission, and no refused or withdrawn one that the log has yet to
     /// confirm.
     pub(crate) fn is_quiet(&self) -> bool {
@@ -221,10 +231,12 @@ impl Coordinator {
     }
 
     fn tick(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        self.settle_census(now);
         self.scan(now, actions);
         if self.over.is_some() {
             return;
         }
+        self.count_expired(now, actions);
         if self.proposed.is_none() {
             if self.decides {
                 self.decide(now, actions);

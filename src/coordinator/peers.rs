@@ -22,6 +22,8 @@ pub(super) struct Expired {
     pub(super) waited: Duration,
     pub(super) as_of: u64,
     pub(super) of: Owned,
+    /// The census that must be over before ranks are named.
+    pub(super) census: Option<u64>,
 }
 
 /// [`Target`] that outlives its frame.
@@ -118,7 +120,7 @@ impl Coordinator {
             }
             Body::Expired { micros, target } => {
                 let waited = Duration::from_micros(micros);
-                self.expired.push(Expired { rank, waited, as_of: frame.as_of, of: target.into() });
+                self.expired.push(Expired { rank, waited, as_of: frame.as_of, of: target.into(), census: None });
             }
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::wire::{Put, Take};
-use crate::error::{Error, Result};
+use crate::error::{Error, Fields, Result};
 use crate::plan::moves::Move;
 use crate::tensor::{DType, NOT_IN_PARTS, ReduceOp};
 
@@ -363,11 +363,7 @@ impl Request {
     pub(crate) fn describe(&self) -> String {
         let Spec { kind, dtype, device, prescale, postscale } = self.spec;
         let mut text = match self.group {
-            None if kind.has_own_rows() => {
-                let rest: String = self.shape.iter().skip(1).map(|dim| format!(", {dim}")).collect();
-                format!("{kind} of {dtype}[*{rest}]")
-            }
-            None => format!("{kind} of {dtype}{:?}", self.shape),
+            None => format!("{kind} of {dtype}{}", self.shape_in_words()),
             Some(Group { tensors, digest }) => {
                 let elements = self.elements();
                 format!("{kind} of a group of {tensors} {dtype} tensors, {elements} elements, shapes {digest:08x}")
@@ -381,6 +377,40 @@ impl Request {
             Device::Cuda => text += " in CUDA memory",
         }
         text
+    }
+
+    fn shape_in_words(&self) -> String {
+        if self.spec.kind.has_own_rows() {
+            let rest: String = self.shape.iter().skip(1).map(|dim| format!(", {dim}")).collect();
+            return format!("[*{rest}]");
+        }
+        format!("{:?}", self.shape)
+    }
+
+    /// The request field by field, without its name: all that [`describe`](Self::describe) tells apart.
+    pub(super) fn fields(&self) -> Fields {
+        let Spec { kind, dtype, device, prescale, postscale } = self.spec;
+        let mut fields: Fields = vec![("operation", kind.to_string()), ("dtype", dtype.to_string())];
+        match self.group {
+            None => fields.push(("shape", self.shape_in_words())),
+            Some(Group { tensors, digest }) => {
+                fields.push(("group", format!("a group of {tensors}")));
+                fields.push(("elements", self.elements().to_string()));
+                fields.push(("shapes", format!("shapes {digest:08x}")));
+            }
+        }
+        // Named in the value as well: what is equal on all ranks is listed by its values alone.
+        for (name, scale) in [("prescale", prescale), ("postscale", postscale)] {
+            if scale.to_bits() != 1f64.to_bits() {
+                fields.push((name, format!("{name} {scale}")));
+            }
+        }
+        let memory = match device {
+            Device::Host => "host memory",
+            Device::Cuda => "CUDA memory",
+        };
+        fields.push(("memory", memory.to_owned()));
+        fields
     }
 }
 

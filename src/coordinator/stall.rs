@@ -8,12 +8,14 @@ use super::frame::{self, Target};
 use super::locals::Form;
 use super::peers::{Expired, Owned};
 use super::{Coordinator, NONE};
-use crate::error::Error;
+use crate::error::{Error, ranks_in_words};
 
 /// Time between scans while something is pending.
 const PERIOD: Duration = Duration::from_millis(250);
-/// How long nothing may change before disjoint names are reported, and before leaders send details.
+/// How long nothing may change before disjoint names are reported, and a name be pending before others are asked.
 const QUIET: Duration = Duration::from_millis(500);
+/// Who goes on waiting summons the leaders so often. Shorter than they attend.
+const SUMMONS: Duration = Duration::from_secs(1);
 /// Names listed in a warning.
 const LISTED: usize = 6;
 
@@ -35,6 +37,8 @@ pub(crate) struct Stalled {
     pub(crate) present: Vec<u32>,
     /// Set ranks that did not.
     pub(crate) missing: Vec<u32>,
+    /// Set ranks of which this one does not know.
+    pub(crate) unknown: Vec<u32>,
 }
 
 /// When a slot was first seen pending, since it was last touched.
@@ -49,9 +53,15 @@ pub(super) struct Watch {
     scan_at: Option<Duration>,
     paused_until: Duration,
     changed: bool,
+    /// There is more to look at, though nothing changed on any rank.
+    learned: bool,
     last_change: Duration,
     slots: Vec<Since>,
     warned: String,
+    /// When this rank may summon the leaders again.
+    summon_at: Duration,
+    /// The global ranks because of which the set ended.
+    late: Vec<u32>,
 }
 
 impl Watch {
@@ -60,9 +70,12 @@ impl Watch {
             scan_at: None,
             paused_until: Duration::ZERO,
             changed: false,
+            learned: false,
             last_change: Duration::ZERO,
             slots: vec![Since { touched: 0, at: None }; capacity],
             warned: String::new(),
+            summon_at: Duration::ZERO,
+            late: Vec::new(),
         }
     }
 
@@ -74,20 +87,30 @@ impl Watch {
         self.changed = true;
     }
 
+    /// Something is known that had happened before.
+    pub(super) fn learned(&mut self) {
+        self.learned = true;
+    }
+
     pub(super) fn pause(&mut self, until: Duration) {
         self.paused_until = until.max(self.paused_until);
+    }
+
+    /// Scan at `at`, if not earlier.
+    pub(super) fn scan_soon(&mut self, at: Duration) {
+        self.scan_at = Some(self.scan_at.map_or(at, |earlier| earlier.min(at)));
     }
 
     /// A submission with this deadline began.
     pub(super) fn pending(&mut self, now: Duration, deadline: Duration) {
         self.changed = true;
-        let scan = now.saturating_add(PERIOD.min(deadline));
-        self.scan_at = Some(self.scan_at.map_or(scan, |at| at.min(scan)));
+        self.scan_soon(now.saturating_add(PERIOD.min(deadline)));
     }
 }
 
 impl Coordinator {
-    /// The names that wait for ranks, as far as this rank knows: all of them at a decider, its own elsewhere.
+    /// The names that wait for ranks, as far as this rank knows: all of them at a decider, its own elsewhere, and at a
+    /// leader those that a bit of its host stands for.
     pub(crate) fn report(&self, now: Duration) -> Report {
         let mut stalled = Vec::new();
         if self.over.is_some() {
@@ -111,25 +134,30 @@ impl Coordinator {
                 stalled.push(self.stalled(now, *id, frames.since));
             }
         }
-        if !self.watches_peers() {
+        if !self.decides {
             for index in self.locals.iter().filter(|index| matches!(self.locals.get(*index).form, Form::Frame(_))) {
                 let local = self.locals.get(index);
-                stalled.push(self.stalled(now, local.name, Some(local.since)));
+                // Not once more where others have set a bit of the name.
+                if stalled.iter().all(|known: &Stalled| known.name != self.names.get(local.name).name) {
+                    stalled.push(self.stalled(now, local.name, Some(local.since)));
+                }
             }
         }
         stalled.sort_by(|a, b| b.waited.cmp(&a.waited).then_with(|| a.name.cmp(&b.name)));
         Report { stalled }
     }
 
+    /// As [`report`](Self::report), and what it shows has an age from now on.
+    pub(crate) fn look(&mut self, now: Duration) -> Report {
+        if self.over.is_none() {
+            self.date(now);
+        }
+        self.report(now)
+    }
+
     fn stalled(&self, now: Duration, id: u32, since: Option<Duration>) -> Stalled {
         let name = self.names.get(id);
-        let (mut present, mut missing) = (Vec::new(), Vec::new());
-        for rank in 0..self.size() as u32 {
-            let own_frame =
-                rank == self.topology.me && name.local != NONE && self.locals.get(name.local).is_unfinished();
-            let list = if own_frame || self.is_present(id, rank) { &mut present } else { &mut missing };
-            list.push(rank);
-        }
+        let (present, missing, unknown) = self.attendance(id);
         // This rank's own submission is known to the moment.
         let mine = Some(name.local).filter(|index| *index != NONE).map(|index| self.locals.get(index).since);
         let since = match (since, mine) {
@@ -137,11 +165,39 @@ impl Coordinator {
             (a, b) => a.or(b).unwrap_or(now),
         };
         let since = since.max(self.stall.paused_until);
-        Stalled { name: Arc::clone(&name.name), waited: now.saturating_sub(since), present, missing }
+        Stalled { name: Arc::clone(&name.name), waited: now.saturating_sub(since), present, missing, unknown }
+    }
+
+    /// The ranks that submitted the name, those that did not, and those of which that is not known.
+    pub(super) fn attendance(&self, id: u32) -> (Vec<u32>, Vec<u32>, Vec<u32>) {
+        let local = self.names.get(id).local;
+        let (mut present, mut missing, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
+        for rank in 0..self.size() as u32 {
+            let own_frame = rank == self.topology.me && local != NONE && self.locals.get(local).is_unfinished();
+            let list = if own_frame || self.is_present(id, rank) {
+                &mut present
+            } else if self.is_known(rank) {
+                &mut missing
+            } else {
+                &mut unknown
+            };
+            list.push(rank);
+        }
+        (present, missing, unknown)
+    }
+
+    /// The ranks that speak for these.
+    pub(super) fn leaders_of(&self, ranks: &[u32]) -> Vec<u32> {
+        let mut hosts: Vec<u32> = ranks.iter().map(|rank| self.host_of[*rank as usize]).collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        let mut leaders: Vec<u32> = hosts.iter().map(|host| self.topology.hosts[*host as usize][0]).collect();
+        leaders.sort_unstable();
+        leaders
     }
 
     /// Slots of a word that are pending on any rank that this one knows of.
-    fn pending_bits(&self, word: usize) -> u64 {
+    pub(super) fn pending_bits(&self, word: usize) -> u64 {
         let first = word * self.members;
         let bits = if self.watches_peers() {
             &self.bits[first..first + self.members]
@@ -160,11 +216,12 @@ impl Coordinator {
 
     /// At a tick: looks for what waits too long, if it is time to.
     pub(super) fn scan(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        if std::mem::take(&mut self.stall.changed) {
+        let changed = std::mem::take(&mut self.stall.changed);
+        if changed {
             self.stall.last_change = now;
-            if self.stall.scan_at.is_none() {
-                self.stall.scan_at = Some(now.saturating_add(PERIOD));
-            }
+        }
+        if std::mem::take(&mut self.stall.learned) | changed && self.stall.scan_at.is_none() {
+            self.stall.scan_at = Some(now.saturating_add(PERIOD));
         }
         if self.stall.scan_at.is_none_or(|at| now < at) {
             return;
@@ -174,10 +231,44 @@ impl Coordinator {
         if self.is_other_leader() {
             self.watch_old(now);
         }
-        if self.decides && now >= self.stall.paused_until {
-            self.warn(now, actions);
+        if now >= self.stall.paused_until {
+            if self.decides {
+                self.warn(now, actions);
+            }
+            self.summon(now, actions);
         }
         self.check_deadlines(now, actions);
+    }
+
+    /// Lets the first leader know who set the bits that wait for some of this host: it may not know of them at all.
+    fn watch_old(&mut self, now: Duration) {
+        for word in 0..self.slots.words_in_use() {
+            let mut pending = self.pending_bits(word);
+            while pending != 0 {
+                let slot = word as u32 * 64 + pending.trailing_zeros();
+                pending &= pending - 1;
+                if self.stall.slots[slot as usize].at.is_some_and(|at| now.saturating_sub(at) >= QUIET) {
+                    self.hosts.watch(slot);
+                    self.dirty = true;
+                }
+            }
+        }
+    }
+
+    /// Calls for the leaders of all hosts once this rank has waited for long: only they know who is late.
+    fn summon(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.topology.hosts.len() == 1 || now < self.stall.summon_at {
+            return;
+        }
+        let old = |index: u32| {
+            let local = self.locals.get(index);
+            let since = local.since.max(self.stall.paused_until);
+            local.ticket.is_some() && now.saturating_sub(since) >= QUIET
+        };
+        if self.locals.iter().any(old) {
+            self.stall.summon_at = now.saturating_add(SUMMONS);
+            actions.push(Action::Summon);
+        }
     }
 
     /// Notes when each pending name was first seen; whether there is any.
@@ -209,28 +300,17 @@ impl Coordinator {
         any
     }
 
-    /// Lets the first leader know the members of slots that wait for some of this host.
-    fn watch_old(&mut self, now: Duration) {
-        for word in 0..self.slots.words_in_use() {
-            let mut pending = self.pending_bits(word);
-            while pending != 0 {
-                let slot = word as u32 * 64 + pending.trailing_zeros();
-                pending &= pending - 1;
-                if self.stall.slots[slot as usize].at.is_some_and(|at| now.saturating_sub(at) >= QUIET) {
-                    self.hosts.watch(slot);
-                    self.dirty = true;
-                }
-            }
-        }
-    }
-
     fn warn(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let quiet = now.saturating_sub(self.stall.last_change) >= QUIET;
-        let report = self.report(now);
-        let late = report.stalled.iter().any(|stalled| stalled.waited >= self.params.stall_warn);
-        if !(quiet || late) || report.stalled.iter().all(|stalled| stalled.missing.is_empty()) {
+        let mut report = self.report(now);
+        let all = report.stalled.len();
+        report.stalled.retain(|stalled| !(stalled.missing.is_empty() && stalled.unknown.is_empty()));
+        let complete = report.stalled.len() < all;
+        let old = QUIET.min(self.params.stall_warn);
+        if report.stalled.iter().all(|stalled| stalled.waited < old) || !self.is_counted(now, actions) {
             return;
         }
+        let late = report.stalled.iter().any(|stalled| stalled.waited >= self.params.stall_warn);
         let mut waiting = vec![false; self.size()];
         for rank in report.stalled.iter().flat_map(|stalled| &stalled.present) {
             waiting[*rank as usize] = true;
@@ -241,33 +321,49 @@ impl Coordinator {
         } else {
             waiting.iter().position(|waits| *waits).map(|rank| rank as u32)
         };
-        let complete = report.stalled.iter().any(|stalled| stalled.missing.is_empty());
         let disjoint = quiet && !complete && waiting.iter().all(|waits| *waits);
         if speaker != Some(self.topology.me) || !(disjoint || late) {
             return;
         }
-        let chosen: Vec<&Stalled> = report
-            .stalled
-            .iter()
-            .filter(|stalled| !stalled.missing.is_empty() && (disjoint || stalled.waited >= self.params.stall_warn))
-            .collect();
+        let chosen = |stalled: &&Stalled| disjoint || stalled.waited >= self.params.stall_warn;
+        let chosen: Vec<&Stalled> = report.stalled.iter().filter(chosen).collect();
+        let text = self.warning(disjoint, &chosen);
+        let news = text != self.stall.warned;
+        if news {
+            self.stall.warned.clone_from(&text);
+        }
+        let late = chosen.iter().take(LISTED).flat_map(|stalled| stalled.missing.iter().chain(&stalled.unknown));
+        let mut ranks: Vec<u32> = late.map(|rank| self.topology.global[*rank as usize]).collect();
+        ranks.sort_unstable();
+        ranks.dedup();
+        actions.push(Action::Warn { text, ranks, news });
+    }
+
+    fn warning(&self, disjoint: bool, chosen: &[&Stalled]) -> String {
         let mut text = if disjoint {
             "every rank waits, but for different tensors:".to_owned()
         } else {
             format!("tensors wait for ranks for {:?} or longer:", self.params.stall_warn)
         };
         for stalled in chosen.iter().take(LISTED) {
-            let (has, not) = (self.ranks(&stalled.present), self.ranks(&stalled.missing));
-            text += &format!("\n  '{}': submitted by {has}; not by {not}", stalled.name);
+            text += &format!("\n  '{}': submitted by {}", stalled.name, self.ranks(&stalled.present));
+            if !stalled.missing.is_empty() {
+                text += &format!("; not by {}", self.ranks(&stalled.missing));
+            }
+            if !stalled.unknown.is_empty() {
+                let silent = self.leaders_of(&stalled.unknown);
+                text += &format!(
+                    "; not known of {}, as {} not answer for {}",
+                    self.ranks(&stalled.unknown),
+                    self.subject(&silent, "does", "do"),
+                    if silent.len() == 1 { "its host" } else { "their hosts" }
+                );
+            }
         }
         if chosen.len() > LISTED {
             text += &format!("\n  and {} more", chosen.len() - LISTED);
         }
-        text += "\ncheck that every rank submits the same names";
-        if text != self.stall.warned {
-            self.stall.warned.clone_from(&text);
-            actions.push(Action::Warn(text));
-        }
+        text + "\ncheck that every rank submits the same names"
     }
 
     fn check_deadlines(&mut self, now: Duration, actions: &mut Vec<Action>) {
@@ -279,9 +375,14 @@ impl Coordinator {
             let last = due.saturating_add(self.params.grace);
             if now >= last {
                 let name = Arc::clone(&self.names.get(local.name).name);
-                let missing = self.stalled(now, local.name, None).missing;
-                let missing: &[u32] = if self.decides { &missing } else { &[] };
-                let error = self.timeout_error(&name, now.saturating_sub(since), missing);
+                let waited = now.saturating_sub(since);
+                let (_, missing, unknown) = self.attendance(local.name);
+                let error = if self.decides {
+                    self.timeout_error(&name, waited, &missing, &self.leaders_of(&unknown))
+                } else {
+                    self.no_answer(&name, waited)
+                };
+                self.note_late(&missing, &unknown);
                 let ticket = self.locals.get_mut(index).ticket.take();
                 actions.extend(ticket.map(|ticket| Action::Fail { ticket, error: error.clone() }));
                 actions.push(Action::Poison(error.clone()));
@@ -309,9 +410,13 @@ impl Coordinator {
             // Waits for the log, not for a peer: only the log's silence can end it.
             Form::Invalid | Form::WithdrawnBit | Form::WithdrawnFrame | Form::Parked(_) => return,
         };
+        if self.topology.hosts.len() > 1 {
+            // The deadline may be shorter than the time after which a wait is a long one.
+            actions.push(Action::Summon);
+        }
         if self.decides {
             let of = slot.map_or_else(|| Owned::Name((&*self.names.get(id).name).into()), Owned::Slot);
-            self.expired.push(Expired { rank: self.topology.me, waited, as_of: self.next, of });
+            self.expired.push(Expired { rank: self.topology.me, waited, as_of: self.next, of, census: None });
             self.dirty = true;
             return;
         }
@@ -321,29 +426,56 @@ impl Coordinator {
         self.publish(bytes, actions);
     }
 
-    pub(super) fn timeout_error(&self, name: &str, waited: Duration, missing: &[u32]) -> Error {
-        let missing = if missing.is_empty() {
-            "the rank that decides does not answer; look for a rank that is stopped or gone".to_owned()
-        } else {
-            format!(
-                "{} did not submit it; check that every rank reaches this call, or raise the deadline (KOLO_DEADLINE)",
-                self.ranks(missing)
-            )
-        };
-        Error::Timeout { what: format!("tensor '{name}'").into(), waited, missing: missing.into() }
+    /// Keeps the ranks because of which the set ends.
+    pub(super) fn note_late(&mut self, missing: &[u32], silent: &[u32]) {
+        let late = missing.iter().chain(silent);
+        self.stall.late = late.map(|rank| self.topology.global[*rank as usize]).collect();
+    }
+
+    /// The global ranks because of which a deadline passed.
+    pub(crate) fn late(&self) -> &[u32] {
+        &self.stall.late
+    }
+
+    /// The error of a name that `missing` did not submit, while the leaders `silent` did not answer for their hosts.
+    pub(super) fn timeout_error(&self, name: &str, waited: Duration, missing: &[u32], silent: &[u32]) -> Error {
+        let mut parts = Vec::new();
+        if !missing.is_empty() {
+            parts.push(format!("{} did not submit it", self.ranks(missing)));
+        }
+        if !silent.is_empty() {
+            let host = if silent.len() == 1 { "its host" } else { "their hosts" };
+            parts.push(format!("{} not answer for {host}", self.subject(silent, "does", "do")));
+        }
+        let text = format!(
+            "{}; check that every rank reaches this call, or raise the deadline (KOLO_DEADLINE)",
+            parts.join("; ")
+        );
+        Error::Timeout { what: format!("tensor '{name}'").into(), waited, missing: text.into() }
+    }
+
+    /// The error of a name when neither the first leader nor this host's has put an end to it.
+    fn no_answer(&self, name: &str, waited: Duration) -> Error {
+        let mut leaders = vec![self.topology.hosts[0][0], self.topology.hosts[self.my_host][0]];
+        leaders.retain(|rank| *rank != self.topology.me);
+        leaders.dedup();
+        let text = format!(
+            "{} not answer, and without {} nobody knows who is late; see what {} does, it may be stopped or gone",
+            self.subject(&leaders, "does", "do"),
+            if leaders.len() == 1 { "it" } else { "them" },
+            if leaders.len() == 1 { "it" } else { "each" },
+        );
+        Error::Timeout { what: format!("tensor '{name}'").into(), waited, missing: text.into() }
+    }
+
+    /// Ranks with the verb that fits their number: `rank 3 does`, `ranks 0, 3 do`.
+    fn subject(&self, ranks: &[u32], one: &str, many: &str) -> String {
+        format!("{} {}", self.ranks(ranks), if ranks.len() == 1 { one } else { many })
     }
 
     /// Set ranks as words, in global ranks: `rank 3`, `ranks 0-2, 7`.
     fn ranks(&self, ranks: &[u32]) -> String {
         let global: Vec<u32> = ranks.iter().map(|rank| self.topology.global[*rank as usize]).collect();
-        let runs: Vec<String> = global
-            .chunk_by(|a, b| a + 1 == *b)
-            .map(|run| match run {
-                [one] => one.to_string(),
-                [first, .., last] => format!("{first}-{last}"),
-                [] => String::new(),
-            })
-            .collect();
-        format!("{} {}", if ranks.len() == 1 { "rank" } else { "ranks" }, runs.join(", "))
+        ranks_in_words(&global)
     }
 }

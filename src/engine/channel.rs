@@ -1,16 +1,21 @@
 //! A set's place in its host's shared memory, and the order of its operations there.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::adasum::AdasumRun;
-use super::exchange::GOODBYE;
+use super::farewell::{GOODBYE, LastWords};
 use super::host::HostRun;
 use super::inline::InlineRun;
-use super::operation::{Operation, describe, fingerprint};
+use super::inquiry::{Inquiry, disagreement};
+use super::operation::{Operation, describe, fields, fingerprint};
 use super::rounds::RoundRun;
+use super::routes::Routes;
 use super::{Port, Step, Team};
 use crate::error::{Error, Mismatch, Result};
+use crate::event::{Begun, Mark, Stage, Verb};
 use crate::plan::{Algorithm, Table, TwoLevel};
+use crate::tensor::{DType, ReduceOp};
 use crate::transport::Link;
 use crate::transport::shm::{Arena, Fingerprint};
 
@@ -22,7 +27,7 @@ pub(crate) struct Channel {
     pub(super) team: Arc<Team>,
     pub(super) arena: Arena,
     /// Ordered messages to every other rank of the set, for schedules that do not run in slots.
-    pub(super) link: Box<dyn Link>,
+    pub(super) link: Routes,
     pub(super) table: Table,
     pub(super) two_level: TwoLevel,
     /// Bytes of a chunk: a slot, or less of it where a test wants many chunks.
@@ -34,8 +39,16 @@ pub(crate) struct Channel {
     pub(super) chunks: u64,
     current: Option<Run>,
     poisoned: Option<Error>,
-    /// Set ranks on other hosts that have yet to be told that this rank gave up.
-    farewells: Vec<usize>,
+    /// The set's number, in what is reported.
+    set: u32,
+    /// The operation in flight, where the channel reports it.
+    mark: Mark,
+    /// Set ranks on other hosts that have yet to be told that this rank gave up, and whether goodbye is said.
+    farewells: Vec<(usize, bool)>,
+    /// What they are told then.
+    last_words: Vec<u8>,
+    /// Finds out why operations between hosts stand still, where no log has agreed on them.
+    inquiry: Option<Inquiry>,
 }
 
 /// An operation in flight.
@@ -96,7 +109,7 @@ impl std::fmt::Debug for Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Box<dyn Link>, table: Table) -> Self {
+    pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Routes, table: Table) -> Self {
         let two_level = TwoLevel::new(team.hosts().to_vec(), team.rank());
         let chunk_bytes = arena.slot_bytes();
         Self {
@@ -112,8 +125,62 @@ impl Channel {
             chunks: 0,
             current: None,
             poisoned: None,
+            set: 0,
+            mark: Mark::NONE,
             farewells: Vec::new(),
+            last_words: Vec::new(),
+            inquiry: None,
         }
+    }
+
+    /// Reports what it does as set `id`.
+    pub(crate) fn of_set(self, id: u32) -> Self {
+        Self { set: id, ..self }
+    }
+
+    /// The set's number, in what is reported.
+    pub(crate) fn set(&self) -> u32 {
+        self.set
+    }
+
+    /// Reports an operation that begins; `peer` is a rank of the set.
+    #[inline]
+    pub(crate) fn report(
+        &self,
+        verb: Verb,
+        (dtype, op): (DType, Option<ReduceOp>),
+        peer: Option<usize>,
+        bytes: u64,
+        place: u64,
+    ) -> Mark {
+        self.port.sink.begun(&Begun {
+            set: self.set,
+            name: "",
+            verb,
+            dtype: dtype as u8,
+            op: op.map_or(0, |op| op as u8),
+            peer: peer.and_then(|rank| self.team.globals().get(rank)).copied(),
+            bytes,
+            place: Some(place),
+            at: None,
+        })
+    }
+
+    /// Reports the end of the operation in flight.
+    #[inline]
+    fn ended(&mut self, stage: Stage) {
+        self.port.sink.reached(std::mem::take(&mut self.mark), stage, None);
+    }
+
+    /// Makes operations that stand still compare what the ranks call.
+    pub(super) fn inquire_by(&mut self, inquiry: Inquiry) {
+        self.inquiry = Some(inquiry);
+    }
+
+    /// Looks at what other hosts said with every operation.
+    #[cfg(test)]
+    pub(super) fn look_always(&mut self) {
+        self.inquiry.iter_mut().for_each(|inquiry| inquiry.look_every = std::time::Duration::ZERO);
     }
 
     pub(crate) fn port(&self) -> &Arc<Port> {
@@ -159,7 +226,26 @@ impl Channel {
             return Err(error);
         }
         let print = self.next_print(&operation);
+        if let Some((verb, root)) = operation.reported() {
+            let bytes = operation.pieces.iter().map(|piece| piece.input.len() as u64).sum();
+            self.mark = self.report(verb, (operation.dtype, operation.reduce_op()), root, bytes, self.begun);
+        }
         self.current = Some(self.plan(operation, print));
+        match &mut self.inquiry {
+            None => Ok(()),
+            Some(inquiry) => inquiry.begin(print).map_err(|error| self.give_up(error)),
+        }
+    }
+
+    /// The operation in flight has not moved for so long that it is worth asking why. Asked again as long as it does not.
+    ///
+    /// # Errors
+    /// The ranks call different things: the channel ends here and on the peers.
+    pub(crate) fn stalled(&mut self, now: Instant) -> Result<()> {
+        let (Some(inquiry), Some(_)) = (&mut self.inquiry, &self.current) else { return Ok(()) };
+        if inquiry.stalled(now).map_err(|error| self.give_up(error))? {
+            self.port.ring();
+        }
         Ok(())
     }
 
@@ -174,7 +260,18 @@ impl Channel {
     ///
     /// A mismatch on the only host ends this operation only; any other error ends the channel here and on the peers,
     /// because they may have moved on.
+    #[inline]
     pub(crate) fn poll(&mut self) -> Result<Step> {
+        let step = self.poll_run();
+        match &step {
+            Ok(Step::Progress | Step::Pending) => {}
+            Ok(Step::Ready(())) => self.ended(Stage::Done),
+            Err(_) => self.ended(Stage::Failed),
+        }
+        step
+    }
+
+    fn poll_run(&mut self) -> Result<Step> {
         self.progress()?;
         let Some(mut run) = self.current.take() else {
             return self.poisoned.clone().map_or(Ok(Step::Ready(())), Err);
@@ -193,15 +290,9 @@ impl Channel {
             Err(Error::Mismatch(mismatch)) if self.team.is_local() => Err(Error::Mismatch(mismatch)),
             Err(Error::Mismatch(mismatch)) => {
                 // The other hosts cannot know in time that this operation does not happen.
-                let views = mismatch.views.iter().map(|(rank, view)| format!("rank {rank}: {view}"));
-                let views = views.collect::<Vec<_>>().join("; ");
-                let text = format!(
-                    "{}: the ranks of a host ask for different things: {views}; make every rank pass the same, in the \
-                     same order",
-                    mismatch.name
-                );
+                let error = disagreement(&mismatch.name, &mismatch.views);
                 self.current = Some(run);
-                Err(self.give_up(Error::Poisoned(text.into())))
+                Err(self.give_up(error))
             }
             Err(error) => {
                 self.current = Some(run);
@@ -223,59 +314,114 @@ impl Channel {
     /// part of this.
     fn heed(&mut self, step: Step) -> Result<Step> {
         match self.arena.poisoned(self.begun) {
-            Some(rank) if step == Step::Pending => Err(self.give_up(gone(rank))),
+            Some(rank) if step == Step::Pending => {
+                let words = self.overhear(rank);
+                Err(self.give_up_after(words.error(), words))
+            }
             _ => Ok(step),
         }
+    }
+
+    /// What the members of this host that have given up say; `rank` is one because of which they did.
+    #[cold]
+    fn overhear(&self, rank: u32) -> LastWords {
+        let said =
+            |member| Some(LastWords { rank: self.arena.poisoned_member(member)?, reason: self.arena.reason(member)? });
+        (0..self.team.members().len()).find_map(said).unwrap_or(LastWords { rank, reason: String::new() })
     }
 
     /// What ends a wait for `rank` of the set if that rank has given up, as far as this host knows.
     pub(crate) fn abandoned(&self, rank: usize) -> Option<Error> {
         let member = self.team.members().iter().position(|&member| member == rank)?;
-        self.arena.poisoned_member(member).map(gone)
+        let rank = self.arena.poisoned_member(member)?;
+        Some(LastWords { rank, reason: self.arena.reason(member).unwrap_or_default() }.error())
     }
 
-    /// Gives up the operation in flight, if there is one: its buffers are not touched again. The channel is unusable
-    /// from here on, here and on the peers, whose operations end with an error that names this rank.
-    pub(crate) fn cancel(&mut self, why: &str) {
+    /// Gives up the operation in flight, if there is one, because of `cause`: its buffers are not touched again. The
+    /// channel is unusable from here on: later operations here fail with `why`, the peers' with an error that names this
+    /// rank and the cause.
+    pub(crate) fn cancel(&mut self, why: &str, cause: &Error) {
         if self.current.is_some() {
-            self.give_up(Error::Poisoned(why.into()));
+            let words = self.words(cause);
+            self.give_up_after(Error::Poisoned(why.into()), words);
         }
     }
 
     /// Ends the channel with `error`, here and on the peers. Returns the error that ended it first.
     pub(crate) fn give_up(&mut self, error: Error) -> Error {
-        if self.poisoned.is_none() {
-            // An operation in flight is not done; without one, all that have begun are.
-            let done = self.begun - u64::from(self.current.is_some());
+        let words = self.words(&error);
+        self.give_up_after(error, words)
+    }
+
+    /// What the peers are told when `error` makes this rank give up.
+    fn words(&mut self, error: &Error) -> LastWords {
+        let own = || LastWords { rank: self.team.global(self.team.rank()), reason: error.to_string() };
+        let heard = self.link.take_heard().or_else(|| self.inquiry.as_mut()?.take_heard());
+        heard.unwrap_or_else(own)
+    }
+
+    /// The same, because of what `words` say.
+    fn give_up_after(&mut self, error: Error, words: LastWords) -> Error {
+        if self.poisoned.is_none() && self.port.check().is_err() {
+            // Every rank hears of it as the job's failure. That this one gave up would only hide it.
             self.poison(error.clone());
-            let culprit = self.arena.poisoned(u64::MAX).unwrap_or_else(|| self.team.global(self.team.rank()));
-            self.arena.poison(done + 1, culprit);
+        } else if self.poisoned.is_none() {
+            let undone = self.undone();
+            self.poison(error.clone());
+            self.arena.leave_reason(&words.reason);
+            self.arena.poison(undone, words.rank);
             self.port.ring();
-            self.farewells = (0..self.team.size()).filter(|peer| !self.team.members().contains(peer)).collect();
+            if let Some(inquiry) = &mut self.inquiry {
+                inquiry.say_goodbye(&words);
+            }
+            self.last_words = words.encode(self.link.piece());
+            let far = (0..self.team.size()).filter(|peer| !self.team.members().contains(peer));
+            self.farewells = far.map(|peer| (peer, false)).collect();
             self.take_leave();
         }
         error
     }
 
-    /// Tells the other hosts that this rank gave up, as far as there is room for a message; true once all are told.
+    /// How many operations have begun.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// The first operation, counted from one, of which this rank has not done its part: the one in flight, or the next.
+    pub(crate) fn undone(&self) -> u64 {
+        self.begun + 1 - u64::from(self.current.is_some())
+    }
+
+    /// Tells the other hosts that this rank gave up, as far as there is room for messages; true once all are told.
     ///
     /// A rank that cannot be told for good, because the link is broken, runs into its own deadline.
     pub(crate) fn take_leave(&mut self) -> bool {
+        // An error of a link is one of the peers' farewells, or comes again when something is sent.
+        let mut moved = Ok(());
         if !self.farewells.is_empty() {
             let link = &mut self.link;
-            // An error of the link is one of the peers' farewells, or comes again when something is sent.
-            let moved = link.progress();
-            self.farewells.retain(|&peer| matches!(link.try_send(peer, GOODBYE), Ok(false)));
-            if let (Err(error), false) = (moved, self.farewells.is_empty()) {
-                log::debug!("telling the ranks {:?} of the set that this one gave up: {error}", self.farewells);
-            }
+            moved = link.progress();
+            let words = &self.last_words;
+            self.farewells.retain_mut(|(peer, said)| {
+                let mut tell = || {
+                    *said = *said || link.try_send(*peer, GOODBYE)?;
+                    Ok::<_, Error>(*said && link.try_send(*peer, words)?)
+                };
+                matches!(tell(), Ok(false))
+            });
         }
-        self.farewells.is_empty()
+        let leaders =
+            if self.poisoned.is_some() { self.inquiry.as_mut().map_or(Ok(true), Inquiry::flush) } else { Ok(true) };
+        if let Err(error) = moved.and(leaders.as_ref().map(|_| ()).map_err(Clone::clone)) {
+            log::debug!("telling the ranks {:?} of the set that this one gave up: {error}", self.farewells);
+        }
+        self.farewells.is_empty() && leaders.unwrap_or(true)
     }
 
     /// Makes every later operation of this rank fail with `error`. Peers do not learn of it.
     pub(crate) fn poison(&mut self, error: Error) {
         self.current = None;
+        self.ended(Stage::Failed);
         self.poisoned.get_or_insert(error);
     }
 
@@ -337,17 +483,14 @@ impl Channel {
 
     #[cold]
     fn mismatch(&self, print: Fingerprint) -> Error {
-        let views = (0..self.team.members().len())
-            .map(|member| {
-                let theirs = self.announced(member, print);
-                (self.global(member), theirs.map_or_else(|| "nothing yet".to_owned(), describe))
-            })
-            .collect();
-        let name = format!("communicator operation {}", print.seq());
-        Error::Mismatch(Arc::new(Mismatch { name, views }))
+        let all = (0..self.team.members().len()).map(|member| (self.global(member), self.announced(member, print)));
+        let all: Vec<_> = all.collect();
+        let words = |theirs: Option<Fingerprint>| theirs.map_or_else(|| "nothing yet".to_owned(), describe);
+        let views = all.iter().map(|(rank, theirs)| (*rank, words(*theirs))).collect();
+        let mut mismatch = Mismatch::new(format!("communicator operation {}", print.seq()), views);
+        for theirs in all.into_iter().filter_map(|(_, theirs)| theirs) {
+            mismatch.explain(&describe(theirs), fields(theirs));
+        }
+        Error::Mismatch(Arc::new(mismatch))
     }
-}
-
-fn gone(rank: u32) -> Error {
-    Error::Poisoned(format!("rank {rank} gave up an operation that this rank counts on; see its error for why").into())
 }

@@ -16,6 +16,7 @@ use super::slice::Slice;
 use super::{Channel, Step};
 use crate::error::Result;
 use crate::plan::{ChunkSteps, Cross, ReducePart, SlotPlan, TwoLevel};
+use crate::transport::Link as _;
 use crate::transport::shm::Fingerprint;
 
 /// The part between hosts of a two-level allreduce.
@@ -152,7 +153,7 @@ impl CrossRun {
                 work: &mut flight.work,
             };
             slice.prepare();
-            let step = exchange.poll(channel.link.as_mut(), &name, greetings, &mut slice, &gate)?;
+            let step = exchange.poll(&mut channel.link, &name, greetings, &mut slice, &gate)?;
             moved |= step != Step::Pending;
             reached[index] = exchange.reached();
         }

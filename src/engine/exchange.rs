@@ -70,16 +70,6 @@ impl Greetings {
     }
 }
 
-/// The message of a rank that goes no further: nothing. All others hold something.
-pub(super) const GOODBYE: &[u8] = &[];
-
-/// What a goodbye is answered with.
-pub(super) fn left(from: usize) -> Error {
-    Error::Poisoned(
-        format!("rank {from} of the set gave up an operation that this rank counts on; see its error for why").into(),
-    )
-}
-
 /// A schedule in progress.
 #[derive(Debug)]
 pub(super) struct Exchange {
@@ -244,9 +234,6 @@ impl Exchange {
 
 /// The values in a message, after the print if it is the peer's first.
 fn values<'a>(from: usize, message: &'a [u8], first: Option<&Greetings>) -> Result<&'a [u8]> {
-    if message == GOODBYE {
-        return Err(left(from));
-    }
     first.map_or(Ok(message), |greetings| greetings.check(from, message))
 }
 

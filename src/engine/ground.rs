@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::inquiry::Inquiry;
 use super::ringing::Ringing;
 use super::routes::Routes;
 use super::{Channel, Port, Team};
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::membership::{Job, share};
 use crate::plan::{Algorithm, Layout, Table, Thresholds, TwoLevel};
-use crate::transport::Link;
 use crate::transport::shm::{Arena, ArenaParams, Memory, Stamp};
+use crate::transport::{Link, PIECE};
 
 /// Gathers one message of every rank of a set, in set order. Every rank calls it the same number of times.
 pub(super) type Gather<'a> = dyn FnMut(&[u8]) -> Result<Vec<Vec<u8>>> + 'a;
@@ -23,6 +25,7 @@ enum Stream {
     Collectives = 0,
     User = 1,
     Negotiation = 2,
+    Inquiry = 3,
 }
 
 /// Where a rank's sets are built. Keeps the rank in the job.
@@ -48,14 +51,16 @@ impl Ground {
     /// A knob with a value that cannot serve.
     pub(crate) fn new(job: Arc<Job>) -> Result<Arc<Self>> {
         let config = &job.config;
-        let roster = job.roster.clone();
+        let (roster, book) = (job.roster.clone(), job.roster.clone());
         let port = Arc::new(Port {
             control: job.control.clone(),
             crowded: config.spin.0.map_or(job.topology.host().oversubscribed, |spin| spin.is_zero()),
             deadline: config.deadline,
             warning: config.stall_warning.0.unwrap_or(Duration::MAX),
             abroad: (job.topology.hosts().len() > 1).then(|| Arc::clone(job.core())),
+            sink: Arc::clone(&job.sink),
             absence: Box::new(move |rank| roster.missing(rank as usize)),
+            standing: Box::new(move |rank| book.standing(rank as usize)),
         });
         let algorithm = config.algorithm.0.parse()?;
         Ok(Arc::new(Self { job, port, algorithm, next_set: AtomicU32::new(1) }))
@@ -92,14 +97,21 @@ impl Ground {
         let contiguous = TwoLevel::new(team.hosts().to_vec(), team.rank()).contiguous();
         let layout = Layout { hosts: team.hosts().len(), ranks: team.size(), contiguous };
         let table = Table::new(layout, Thresholds::DEFAULT, config.deterministic, self.algorithm)?;
-        let routes = |arena: &Arena, stream| -> Result<Box<dyn Link>> {
-            let network = self.network(id, stream, &team)?;
-            Ok(Box::new(Routes::new(Arc::clone(&self.port), &team, arena, network)))
+        let routes = |arena: &Arena, stream| -> Result<Routes> {
+            let network = self.network(id, stream, &team, PIECE)?;
+            Ok(Routes::new(Arc::clone(&self.port), &team, arena, network))
         };
         let link = routes(&arena, Stream::Collectives)?;
-        let user = routes(&letters, Stream::User)?;
-        let negotiation = if negotiated { self.network(id, Stream::Negotiation, &team)? } else { None };
-        let channel = Channel::new(Arc::clone(&self.port), team, arena, link, table);
+        let user = Box::new(routes(&letters, Stream::User)?);
+        let negotiation = if negotiated { self.network(id, Stream::Negotiation, &team, PIECE)? } else { None };
+        let piece = Inquiry::piece(&team);
+        let inquiry = if negotiated { None } else { self.network(id, Stream::Inquiry, &team, piece)? };
+        let inquiry = inquiry.map(|link| Inquiry::new(&team, &arena, link));
+        self.port.sink.event(&Event::Set { id, named: negotiated, ranks: team.globals().to_vec() });
+        let mut channel = Channel::new(Arc::clone(&self.port), team, arena, link, table).of_set(id);
+        if let Some(inquiry) = inquiry {
+            channel.inquire_by(inquiry);
+        }
         Ok(Built { channel, user, negotiation })
     }
 
@@ -110,12 +122,12 @@ impl Ground {
         refuse(&gather(&[0])?)
     }
 
-    fn network(&self, id: u32, stream: Stream, team: &Team) -> Result<Option<Box<dyn Link>>> {
+    fn network(&self, id: u32, stream: Stream, team: &Team, piece: usize) -> Result<Option<Box<dyn Link>>> {
         if team.is_local() {
             return Ok(None);
         }
         let ranks: Vec<usize> = team.globals().iter().map(|&rank| rank as usize).collect();
-        let link = self.job.link(id, stream as u8, &ranks)?;
+        let link = self.job.link(id, stream as u8, &ranks, piece)?;
         let hosts = ranks.iter().map(|&rank| self.job.topology.host_of(rank)).collect();
         Ok(Some(Box::new(Ringing::new(link, Arc::clone(self.job.core()), hosts))))
     }

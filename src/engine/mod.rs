@@ -10,10 +10,14 @@ mod channel;
 mod choose;
 mod cross;
 mod exchange;
+mod farewell;
 mod fold;
 mod ground;
 mod host;
 mod inline;
+mod inquiry;
+#[cfg(test)]
+mod mistakes;
 mod operation;
 mod regions;
 mod ringing;
@@ -33,11 +37,11 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use ground::{Built, Ground};
-pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces, Prescale};
+pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces, Prescale, reported_move};
 pub(crate) use sizing::Sizing;
 pub(crate) use split::{group, wish};
 pub(crate) use team::Team;
-pub(crate) use wait::{Idle, Port, block};
+pub(crate) use wait::{BLAMED, Doubt, Idle, Port, block};
 
 /// What a poll came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::error::Error;
+use crate::error::{Error, Fields};
+use crate::event::Verb;
 use crate::plan::moves::{Move, Moves};
 use crate::tensor::{DType, Piece, ReduceOp};
 use crate::transport::shm::Fingerprint;
@@ -107,6 +108,25 @@ impl Operation {
         Self { collective, dtype, count, prescale, postscale: 1.0, pieces, logged: None, moves: None }
     }
 
+    /// What to report of it; `None` if somebody else does. The root is a rank of the set.
+    pub(super) fn reported(&self) -> Option<(Verb, Option<usize>)> {
+        if self.logged.is_some() {
+            // Each of its tensors is reported by name.
+            return None;
+        }
+        Some(match self.collective {
+            Collective::Allreduce(_) => (Verb::Allreduce, None),
+            Collective::Broadcast { root } => (Verb::Broadcast, Some(root)),
+            Collective::Allgather => (Verb::Allgather, None),
+            Collective::ReduceScatter { .. } => (Verb::ReduceScatter, None),
+            Collective::Reduce { root, .. } => (Verb::Reduce, Some(root)),
+            Collective::Move(of) | Collective::Sized(of) => reported_move(of),
+            Collective::Sizes { of, .. } => (Verb::Sizes, reported_move(of).1),
+            Collective::Barrier => (Verb::Barrier, None),
+            Collective::Refused => (Verb::Refused, None),
+        })
+    }
+
     /// How elements combine, for those collectives that combine them.
     pub(crate) fn reduce_op(&self) -> Option<ReduceOp> {
         match self.collective {
@@ -121,6 +141,16 @@ impl Operation {
             | Collective::Barrier
             | Collective::Refused => None,
         }
+    }
+}
+
+/// What to report of blocks that change places.
+pub(crate) fn reported_move(of: Move) -> (Verb, Option<usize>) {
+    match of {
+        Move::Allgather => (Verb::Allgather, None),
+        Move::Gather { root } => (Verb::Gather, Some(root)),
+        Move::Scatter { root } => (Verb::Scatter, Some(root)),
+        Move::AllToAll => (Verb::Alltoall, None),
     }
 }
 
@@ -241,6 +271,32 @@ pub(super) fn unsound(dtype: DType, from: Option<u32>) -> Error {
     )
 }
 
+/// The request field by field: all that [`describe`] tells apart.
+pub(super) fn fields(print: Fingerprint) -> Fields {
+    let kind = usize::from(print.kind()).checked_sub(1).and_then(|kind| KINDS.get(kind)).copied();
+    let mut fields: Fields = vec![("operation", kind.unwrap_or("an unknown operation").to_owned())];
+    if let Some(op) = ReduceOp::from_code(print.op()) {
+        fields.push(("op", op.to_string()));
+    }
+    if let Some(dtype) = DType::from_code(print.dtype()) {
+        fields.push(("dtype", dtype.to_string()));
+    }
+    let is_scatter = kind == Some("reduce_scatter");
+    match print.flags() {
+        SIZES | SIZED if !is_scatter => fields.push(("elements", "blocks of their own sizes".to_owned())),
+        _ if kind == Some("batch") => fields.push(("entry", print.count().to_string())),
+        _ => fields.push(("elements", print.count().to_string())),
+    }
+    let row = if is_scatter { usize::from(print.flags()) << 16 | usize::from(print.root()) } else { 1 };
+    match kind {
+        Some("reduce_scatter") if row > 1 => fields.push(("row", format!("rows of {row}"))),
+        _ if print.flags() == SIZES && print.count() > 1 => fields.push(("row", format!("rows of {}", print.count()))),
+        Some("broadcast" | "scatter" | "reduce" | "gather") => fields.push(("root", format!("rank {}", print.root()))),
+        _ => {}
+    }
+    fields
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,5 +319,35 @@ mod tests {
         assert_eq!(describe(fingerprint(1, &sizes)), "scatter of i64 blocks of their own sizes from rank 2");
         let barrier = Operation::new(Collective::Barrier, DType::U8, 0, None);
         assert_eq!(describe(fingerprint(1, &barrier)), "barrier");
+    }
+
+    #[test]
+    fn what_words_tell_apart_fields_do() {
+        let all = [
+            Collective::Allreduce(ReduceOp::Sum),
+            Collective::Allreduce(ReduceOp::Max),
+            Collective::Broadcast { root: 0 },
+            Collective::Broadcast { root: 1 },
+            Collective::Allgather,
+            Collective::ReduceScatter { op: ReduceOp::Sum, row: 1 },
+            Collective::ReduceScatter { op: ReduceOp::Sum, row: 3 },
+            Collective::Barrier,
+            Collective::Reduce { op: ReduceOp::Sum, root: 0 },
+            Collective::Reduce { op: ReduceOp::Sum, root: 2 },
+            Collective::Move(Move::Gather { root: 1 }),
+            Collective::Move(Move::AllToAll),
+            Collective::Sizes { of: Move::AllToAll, dtype: DType::F32, row: 1 },
+            Collective::Sizes { of: Move::AllToAll, dtype: DType::F32, row: 4 },
+            Collective::Refused,
+        ];
+        let prints = all.into_iter().flat_map(|collective| {
+            [(DType::F32, 17), (DType::F64, 17), (DType::F32, 18)]
+                .map(|(dtype, count)| fingerprint(1, &Operation::new(collective, dtype, count, None)))
+        });
+        let prints: Vec<Fingerprint> = prints.collect();
+        for (one, other) in prints.iter().flat_map(|one| prints.iter().map(move |other| (*one, *other))) {
+            let (words, fields) = (describe(one) == describe(other), fields(one) == fields(other));
+            assert_eq!(words, fields, "{} and {}", describe(one), describe(other));
+        }
     }
 }

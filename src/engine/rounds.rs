@@ -9,6 +9,7 @@ use crate::device::host::{Finish, Sink, Source, copy_checked, copy_scaled, parti
 use crate::error::Result;
 use crate::plan::{Combine, LinkPlan, Span, Values};
 use crate::tensor::{DType, Piece, RawSlice};
+use crate::transport::Link as _;
 use crate::transport::shm::Fingerprint;
 
 /// A collective in progress.
@@ -68,7 +69,7 @@ impl RoundRun {
         }
         let names = &self.names;
         let name = |position: usize| names.as_ref().map_or(position, |names| names[position]);
-        let link = channel.link.as_mut();
+        let link = &mut channel.link;
         link.progress()?;
         let step = self.exchange.poll(link, &name, &mut self.greetings, &mut self.area, &|_| (true, true))?;
         if step == Step::Ready(()) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::exchange::{GOODBYE, left};
+use super::farewell::{GOODBYE, LastWords};
 use super::{Port, Team};
 use crate::error::Result;
 use crate::transport::Link;
@@ -12,6 +12,9 @@ use crate::transport::shm::{Arena, MailReceiver, MailSender};
 const PATIENCE: u32 = 64;
 
 /// Messages from this rank to every other rank of a set.
+///
+/// An empty message is a goodbye, and what follows it are the sender's last words. Neither is handed to `take`: they end
+/// the stream with an error.
 pub(crate) struct Routes {
     port: Arc<Port>,
     piece: usize,
@@ -25,6 +28,10 @@ pub(crate) struct Routes {
     quiet: u32,
     /// Messages that came before they were asked for.
     early: Vec<(usize, Vec<u8>)>,
+    /// Who has said goodbye, but not yet why.
+    leaving: Vec<usize>,
+    /// What ended the stream, if a peer did.
+    heard: Option<LastWords>,
 }
 
 impl Routes {
@@ -35,7 +42,17 @@ impl Routes {
         };
         let piece = network.as_ref().map_or(arena.mail_piece(), |network| network.piece().min(arena.mail_piece()));
         let mail = (0..team.size()).map(mail).collect();
-        Self { port, piece, mail, network, unsettled: Vec::new(), quiet: 0, early: Vec::new() }
+        Self {
+            port,
+            piece,
+            mail,
+            network,
+            unsettled: Vec::new(),
+            quiet: 0,
+            early: Vec::new(),
+            leaving: Vec::new(),
+            heard: None,
+        }
     }
 
     /// Looks at what receivers that do not receive have to say. A goodbye ends the link; all else waits to be asked for.
@@ -44,14 +61,49 @@ impl Routes {
             let (peer, _) = self.unsettled[index];
             if self.early.iter().all(|(from, _)| *from != peer) {
                 let mut message = None;
-                self.network(peer).try_recv(peer, &mut |bytes| message = Some(bytes.to_vec()))?;
+                self.try_recv(peer, &mut |bytes| message = Some(bytes.to_vec()))?;
                 self.early.extend(message.map(|message| (peer, message)));
-            }
-            if self.early.iter().any(|(from, message)| *from == peer && message == GOODBYE) {
-                return Err(left(peer));
             }
         }
         Ok(())
+    }
+
+    /// What ended the stream, if a peer did: once.
+    pub(super) fn take_heard(&mut self) -> Option<LastWords> {
+        self.heard.take()
+    }
+
+    /// The next message of `from`, whatever it is.
+    fn next(&mut self, from: usize, take: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        if let Some((_, receiver)) = &mut self.mail[from] {
+            let came = receiver.try_recv(take);
+            if came {
+                // The sender may be asleep waiting for room.
+                self.port.ring();
+            }
+            return Ok(came);
+        }
+        let came = match self.early.iter().position(|(peer, _)| *peer == from) {
+            Some(index) => {
+                take(&self.early.swap_remove(index).1);
+                true
+            }
+            None => self.network(from).try_recv(from, take)?,
+        };
+        if came {
+            self.quiet = 0;
+        }
+        Ok(came)
+    }
+
+    /// Waits for the last words of a rank that has said goodbye.
+    fn hear_out(&mut self, from: usize) -> Result<bool> {
+        let mut words = None;
+        self.next(from, &mut |bytes| words = Some(LastWords::decode(bytes)))?;
+        let Some(words) = words else { return Ok(false) };
+        let error = words.error();
+        self.heard = Some(words);
+        Err(error)
     }
 
     fn network(&mut self, peer: usize) -> &mut dyn Link {
@@ -92,29 +144,16 @@ impl Link for Routes {
     }
 
     fn try_recv(&mut self, from: usize, take: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        match &mut self.mail[from] {
-            Some((_, receiver)) => {
-                let came = receiver.try_recv(take);
-                if came {
-                    // The sender may be asleep waiting for room.
-                    self.port.ring();
-                }
-                Ok(came)
-            }
-            None => {
-                let came = match self.early.iter().position(|(peer, _)| *peer == from) {
-                    Some(index) => {
-                        take(&self.early.swap_remove(index).1);
-                        true
-                    }
-                    None => self.network(from).try_recv(from, take)?,
-                };
-                if came {
-                    self.quiet = 0;
-                }
-                Ok(came)
-            }
+        if self.leaving.contains(&from) {
+            return self.hear_out(from);
         }
+        let mut goodbye = false;
+        let came = self.next(from, &mut |bytes| if bytes == GOODBYE { goodbye = true } else { take(bytes) })?;
+        if goodbye {
+            self.leaving.push(from);
+            return self.hear_out(from);
+        }
+        Ok(came)
     }
 
     fn progress(&mut self) -> Result<()> {

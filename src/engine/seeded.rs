@@ -24,7 +24,7 @@ impl Drop for Replay {
     }
 }
 
-fn for_each_seed(count: u64, run: impl Fn(u64)) {
+pub(super) fn for_each_seed(count: u64, run: impl Fn(u64)) {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("KOLO_SEED") {
         Some(seed) => seed..seed + 1,
@@ -92,7 +92,7 @@ fn bytes(dtype: DType, row: &[i64]) -> Vec<u8> {
 }
 
 /// One operation: what every rank has, and what it must get.
-struct Task {
+pub(super) struct Task {
     collective: Collective,
     dtype: DType,
     count: usize,
@@ -107,7 +107,7 @@ struct Task {
 }
 
 impl Task {
-    fn random(ranks: usize, chunk_bytes: usize, random: &mut Random) -> Self {
+    pub(super) fn random(ranks: usize, chunk_bytes: usize, random: &mut Random) -> Self {
         let dtype = DType::ALL[random.below(DType::ALL.len())];
         let chunk = chunk_bytes / dtype.size();
         let count = match random.below(4) {
@@ -238,7 +238,35 @@ impl Task {
         }
     }
 
-    fn operation(&mut self, rank: usize, random: &mut Random) -> Operation {
+    /// An operation in which everyone waits for everyone.
+    pub(super) fn meeting(ranks: usize) -> Self {
+        Self {
+            collective: Collective::Allreduce(ReduceOp::Sum),
+            dtype: DType::I32,
+            count: 1,
+            inputs: vec![vec![1, 0, 0, 0]; ranks],
+            outputs: vec![None; ranks],
+            wants: vec![vec![ranks as u8, 0, 0, 0]; ranks],
+            moves: vec![None; ranks],
+            seed: 0,
+        }
+    }
+
+    /// Whether ranks could tell it from another.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        (self.collective, self.dtype, self.count) == (other.collective, other.dtype, other.count)
+    }
+
+    /// Whether some rank may end it without hearing of any other.
+    pub(super) fn may_pass_unseen(&self) -> bool {
+        match self.collective {
+            Collective::Barrier => false,
+            Collective::Allreduce(_) | Collective::ReduceScatter { .. } | Collective::Allgather => self.count == 0,
+            _ => true,
+        }
+    }
+
+    pub(super) fn operation(&mut self, rank: usize, random: &mut Random) -> Operation {
         let (input, output) = (&mut self.inputs[rank], &mut self.outputs[rank]);
         let pieces = match (self.collective, output) {
             (Collective::Barrier, _) => Pieces::None,
@@ -251,7 +279,7 @@ impl Task {
         Operation { pieces, moves, ..Operation::new(self.collective, self.dtype, self.count, None) }
     }
 
-    fn check(&self, what: &str) {
+    pub(super) fn check(&self, what: &str) {
         for (rank, want) in self.wants.iter().enumerate() {
             let got = self.outputs[rank].as_ref().unwrap_or(&self.inputs[rank]);
             assert!(
@@ -281,7 +309,7 @@ fn in_place(data: &mut [u8], size: usize, random: &mut Random) -> Pieces {
 }
 
 /// A random job, without the algorithms that cannot serve it.
-fn shape(random: &mut Random) -> Shape {
+pub(super) fn shape(random: &mut Random) -> Shape {
     let layouts: [&[usize]; 9] = [&[1], &[2], &[3], &[5], &[2, 2], &[3, 1], &[1, 1], &[1, 3, 2], &[2, 1, 2, 1]];
     let hosts = layouts[random.below(layouts.len())].to_vec();
     let deterministic = random.below(3) == 0;
@@ -400,25 +428,14 @@ fn seeded_giving_up_ends_every_rank() {
         let ranks: usize = shape.hosts.iter().sum();
         let mut channels = shape.channels();
         let mut tasks: Vec<Task> = (0..4).map(|_| Task::random(ranks, shape.slot_bytes, &mut random)).collect();
-        // In the end everyone waits for everyone.
-        for _ in 0..2 {
-            tasks.push(Task {
-                collective: Collective::Allreduce(ReduceOp::Sum),
-                dtype: DType::I32,
-                count: 1,
-                inputs: vec![vec![1, 0, 0, 0]; ranks],
-                outputs: vec![None; ranks],
-                moves: vec![None; ranks],
-                wants: vec![vec![ranks as u8, 0, 0, 0]; ranks],
-                seed: 0,
-            });
-        }
+        tasks.extend([Task::meeting(ranks), Task::meeting(ranks)]);
         let (quitter, at) = (random.below(ranks), random.below(4));
         let ends = run_tasks(&mut channels, &mut tasks, Some((quitter, at)), &mut random);
         for (rank, (done, end)) in ends.iter().enumerate() {
             let what = format!("{shape:?}: rank {quitter} gives up operation {at}; rank {rank} ended {done}: {end:?}");
             let Err(Error::Poisoned(text)) = end else { panic!("{what}") };
-            assert!(text.contains("gave up") || rank == quitter && text.contains("on purpose"), "{what}");
+            let told = text.contains(&format!("rank {quitter} gave up"));
+            assert!(told || rank == quitter && text.contains("on purpose"), "{what}");
             assert!(rank != quitter || *done <= at + 1, "{what}");
         }
         // The operations that ended on every rank before.

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::inquiry::Inquiry;
 use super::routes::Routes;
 use super::{Channel, Port, Step, Team};
+use crate::event::Nobody;
+use crate::membership::RankStatus;
 use crate::os::memory::Mapping;
 use crate::plan::{Algorithm, Layout, Table, Thresholds};
-use crate::transport::Stamp;
 use crate::transport::shm::{Arena, ArenaParams, Control, Memory};
 use crate::transport::sim::Network;
+use crate::transport::{Link, Stamp};
 
 /// SplitMix64: small, and the same everywhere, so that a seed means the same run everywhere.
 #[derive(Clone, Debug)]
@@ -72,30 +75,38 @@ impl Shape {
                 negotiated: self.negotiated,
             };
             let anonymous = |bytes| Memory::new(Arc::new(Mapping::anonymous(bytes).unwrap()));
-            let control = anonymous(Control::bytes(members));
+            let control = anonymous(Control::bytes(members, ranks));
             let arena = anonymous(Arena::bytes(&params));
             for member in 0..members {
                 let port = Arc::new(Port {
-                    control: Control::new(&control, members, member).unwrap(),
+                    control: Control::new(&control, members, ranks, member).unwrap(),
                     crowded: true,
                     deadline: Duration::from_secs(60),
                     warning: Duration::from_secs(30),
                     abroad: None,
+                    sink: Arc::new(Nobody),
                     absence: Box::new(|_| None),
+                    standing: Box::new(RankStatus::unknown),
                 });
                 let me = self.hosts[..host].iter().sum::<usize>() + member;
                 let all: Vec<u32> = (0..ranks as u32).collect();
                 let team = Arc::new(Team::new(all.clone(), me as u32, |rank| host_of[rank as usize]));
                 let arena = Arena::new(&arena, &params, member).unwrap();
-                let link = (!team.is_local()).then(|| {
-                    let stamp = Stamp { job: 1, epoch: 0, set: 0, channel: 0 };
-                    Box::new(network.link(stamp, all, me, 1 << 10).unwrap()) as Box<dyn crate::transport::Link>
-                });
-                let routes = Box::new(Routes::new(Arc::clone(&port), &team, &arena, link));
+                let link = |channel, piece| {
+                    let stamp = Stamp { job: 1, epoch: 0, set: 0, channel };
+                    Box::new(network.link(stamp, all.clone(), me, piece).unwrap()) as Box<dyn Link>
+                };
+                let inquiry = (!team.is_local() && !self.negotiated)
+                    .then(|| Inquiry::new(&team, &arena, link(1, Inquiry::piece(&team))));
+                let link = (!team.is_local()).then(|| link(0, 1 << 10));
+                let routes = Routes::new(Arc::clone(&port), &team, &arena, link);
                 let layout = Layout { hosts: self.hosts.len(), ranks, contiguous: true };
                 let table = Table::new(layout, Thresholds::DEFAULT, self.deterministic, self.algorithm).unwrap();
                 let mut channel = Channel::new(port, team, arena, routes, table);
                 channel.chunk_bytes = self.slot_bytes;
+                if let Some(inquiry) = inquiry {
+                    channel.inquire_by(inquiry);
+                }
                 channels.push(channel);
             }
         }
@@ -133,5 +144,9 @@ pub(crate) fn run(channels: &mut [Channel], random: &mut Random) -> Vec<crate::R
 /// # Panics
 /// After so many polls in a row that found nothing: nobody will ever move.
 pub(crate) fn assert_moves(polls: usize, channels: &[Channel]) {
-    assert!(polls < 100_000, "deadlock: {channels:?}");
+    let state = |channel: &Channel| {
+        let end = channel.poisoned().map_or_else(|| format!("waits for {:?}", channel.missing()), ToString::to_string);
+        format!("\nrank {}: {}: {end}", channel.team().rank(), channel.describe())
+    };
+    assert!(polls < 100_000, "deadlock: {}", channels.iter().map(state).collect::<String>());
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Step;
+use super::inquiry::STALLED;
 use crate::error::{Error, Failure, Result};
-use crate::membership::{Absence, Core, Waiting};
+use crate::event::Sink;
+use crate::membership::{Absence, Core, RankStatus, Waiting};
 use crate::os::sync::{spin_loop, yield_now};
 use crate::transport::shm::Control;
 
@@ -20,6 +22,26 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 /// nap when something comes after a pause.
 const NAPS: [Duration; 2] = [Duration::from_micros(50), Duration::from_millis(10)];
 
+/// Missing ranks of which a message says what is known.
+pub(crate) const BLAMED: usize = 8;
+/// What a rank sent before it left arrives while a waiting rank looks so often, a [`LONGEST_SLEEP`] apart.
+const DOUBTS: u32 = 5;
+
+/// How often in a row a wait found that a rank of another host had left.
+///
+/// News of the leaders' connections may overtake messages, so the first look proves nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Doubt {
+    looks: u32,
+}
+
+impl Doubt {
+    /// Another rank came to the same conclusion: no more looks are needed.
+    pub(crate) fn settle(&mut self) {
+        self.looks = DOUBTS;
+    }
+}
+
 /// What a rank needs to wait and to be woken: its place in the host's control segment, and its patience.
 pub(crate) struct Port {
     pub(crate) control: Control,
@@ -29,8 +51,12 @@ pub(crate) struct Port {
     pub(crate) warning: Duration,
     /// The job's other hosts, where there are any.
     pub(crate) abroad: Option<Arc<Core>>,
+    /// Hears of every operation.
+    pub(crate) sink: Arc<dyn Sink>,
     /// Says why a global rank does not come, if there is something to tell.
     pub(crate) absence: Box<dyn Fn(u32) -> Option<Absence> + Send + Sync>,
+    /// Says what a global rank does.
+    pub(crate) standing: Box<dyn Fn(u32) -> RankStatus + Send + Sync>,
 }
 
 impl std::fmt::Debug for Port {
@@ -127,19 +153,22 @@ impl Idle {
 
 /// Polls until the operation is ready, the job fails, or the deadline passes.
 ///
-/// `messages` says whether a message of another host may be what it waits for. `missing` names the operation and the
+/// `messages` says whether a message of another host may be what it waits for. `stalled` is asked, again and again, once
+/// nothing has moved for long, and ends the wait by an error. `missing` names the operation and the
 /// global ranks that it waits for; it is asked only when something must be said.
 pub(crate) fn block<S, T>(
     port: &Port,
     state: &mut S,
     mut poll: impl FnMut(&mut S) -> Result<Step<T>>,
     messages: impl Fn(&S) -> bool,
+    mut stalled: impl FnMut(&mut S, Instant) -> Result<()>,
     missing: impl Fn(&S) -> (String, Vec<u32>),
 ) -> Result<T> {
     let mut idle = Idle::default();
     let mut warned = false;
     // How long the wait had lasted when it was last asked who is missing.
     let mut asked = Duration::ZERO;
+    let mut doubt = Doubt::default();
     let mut outcome = poll(state)?;
     loop {
         match outcome {
@@ -147,16 +176,20 @@ pub(crate) fn block<S, T>(
             Step::Progress => {
                 idle = Idle::default();
                 asked = Duration::ZERO;
+                doubt = Doubt::default();
                 outcome = poll(state)?;
                 continue;
             }
             Step::Pending => port.check()?,
         }
+        if idle.sleeps() && idle.waited() >= STALLED {
+            stalled(state, Instant::now())?;
+        }
         if idle.sleeps() && idle.waited().saturating_sub(asked) >= LONGEST_SLEEP.min(port.deadline) {
             let waited = idle.waited();
             asked = waited;
             let (what, ranks) = missing(state);
-            port.expect(&what, &ranks)?;
+            port.expect(&what, &ranks, &mut doubt)?;
             if waited >= port.deadline && !port.is_paused() {
                 return Err(Error::Timeout { what: what.into(), waited, missing: port.blame(&ranks).into() });
             }
@@ -184,16 +217,42 @@ impl Port {
         if ranks.is_empty() {
             return "no rank is known to be missing: the network may be cut".to_owned();
         }
-        let tell = |&rank: &u32| (self.absence)(rank).map_or_else(|| format!("rank {rank}"), |why| why.to_string());
-        let list: Vec<String> = ranks.iter().map(tell).collect();
+        let tell =
+            |&rank: &u32| (self.absence)(rank).map_or_else(|| (self.standing)(rank).to_string(), |why| why.to_string());
+        let mut list: Vec<String> = ranks.iter().take(BLAMED).map(tell).collect();
+        if ranks.len() > BLAMED {
+            list.push(format!("and {} more", ranks.len() - BLAMED));
+        }
         format!("missing: {}; see what those ranks do, or raise KOLO_DEADLINE", list.join("; "))
     }
 
-    /// An error if one of the ranks that `what` waits for will never come.
-    pub(crate) fn expect(&self, what: &str, ranks: &[u32]) -> Result<()> {
-        let gone = ranks.iter().filter_map(|&rank| (self.absence)(rank)).find(Absence::is_final);
-        let Some(absence) = gone else { return Ok(()) };
+    /// Why one of the ranks will never come, if that is certain. To be asked again while nothing moves, with the same
+    /// `doubt`, and a [`LONGEST_SLEEP`] or so apart.
+    pub(crate) fn gone(&self, ranks: &[u32], doubt: &mut Doubt) -> Option<Absence> {
+        let absent = || ranks.iter().filter_map(|&rank| (self.absence)(rank)).filter(Absence::is_final);
+        // Of its own host a rank sees everything in the order in which it happened.
+        if let Some(absence) = absent().find(|absence| !absence.hearsay) {
+            return Some(absence);
+        }
+        let Some(absence) = absent().next() else {
+            *doubt = Doubt::default();
+            return None;
+        };
+        doubt.looks = doubt.looks.saturating_add(1);
+        (doubt.looks > DOUBTS).then_some(absence)
+    }
+
+    /// An error if one of the ranks that `what` waits for will never come; as [`gone`](Self::gone).
+    fn expect(&self, what: &str, ranks: &[u32], doubt: &mut Doubt) -> Result<()> {
+        let Some(absence) = self.gone(ranks, doubt) else { return Ok(()) };
         self.check()?;
         Err(Error::Gone { what: what.into(), missing: absence.to_string().into() })
+    }
+
+    /// Has the leaders of all hosts look at their sets, though they have nothing in flight themselves.
+    pub(crate) fn summon(&self) {
+        if let Some(core) = &self.abroad {
+            core.summon();
+        }
     }
 }

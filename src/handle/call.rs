@@ -7,6 +7,7 @@ use super::{Entry, Flight, Handle, NamedSet, Uneven, wait};
 use crate::coordinator::{Device, Group, Kind, Request, Spec, Ticket};
 use crate::engine::Pieces;
 use crate::error::{Error, Result};
+use crate::event::Mark;
 use crate::tensor::{DType, Element, GiveBack, Hold, Piece, Tensor};
 
 /// What a named operation may be given beyond its tensor.
@@ -115,7 +116,8 @@ impl NamedSet {
         }
         let flight = Arc::new(Flight::new(name));
         let request = call.request(flight.name());
-        let entry = Entry { flight: Arc::clone(&flight), ticket: Ticket(0), pieces, row, uneven, hold };
+        let (flight_of_entry, mark) = (Arc::clone(&flight), Mark::NONE);
+        let entry = Entry { flight: flight_of_entry, ticket: Ticket(0), mark, pieces, row, uneven, hold };
         let ticket = self.submit(&request, entry, waits, call.options.deadline)?;
         Ok((ticket, flight))
     }

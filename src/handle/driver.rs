@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use super::set::NamedSet;
 use crate::engine::{Idle, Port, Step};
 use crate::error::{Error, Result};
-use crate::os::futex;
 use crate::os::sync::{AtomicU32, fence};
+use crate::os::{futex, time};
 
 /// Says that a thread of kolo itself panicked.
 pub(crate) type OnPanic = Box<dyn Fn(&str) + Send + Sync>;
@@ -23,6 +23,8 @@ pub(crate) type OnPanic = Box<dyn Fn(&str) + Send + Sync>;
 pub(crate) struct Driver {
     port: Arc<Port>,
     clock: Clock,
+    /// When the clock began, by the monotonic clock.
+    born: Duration,
     on_panic: OnPanic,
     /// Every set, for the end.
     sets: Mutex<Vec<Weak<NamedSet>>>,
@@ -32,8 +34,8 @@ pub(crate) struct Driver {
     busy: AtomicUsize,
     /// Threads that wait for a handle and drive meanwhile.
     waiters: AtomicUsize,
-    /// The background thread's alarm: changes whenever there may be work for it.
-    alarm: AtomicU32,
+    /// Summonses of this rank that were heeded.
+    heeded: AtomicU32,
     asleep: AtomicBool,
     stop: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -98,12 +100,13 @@ impl Driver {
         Self {
             port,
             clock,
+            born: time::monotonic(),
             on_panic,
             sets: Mutex::default(),
             active: Mutex::default(),
             busy: AtomicUsize::new(0),
             waiters: AtomicUsize::new(0),
-            alarm: AtomicU32::new(0),
+            heeded: AtomicU32::new(0),
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             thread: Mutex::new(None),
@@ -114,6 +117,11 @@ impl Driver {
         &self.port
     }
 
+    /// When the driver was made, by the monotonic clock.
+    pub(crate) fn born(&self) -> Duration {
+        self.born
+    }
+
     /// Time since the driver was made: the clock of negotiation.
     pub(crate) fn now(&self) -> Duration {
         match &self.clock {
@@ -121,6 +129,11 @@ impl Driver {
             #[cfg(test)]
             Clock::Virtual(now) => *lock(now),
         }
+    }
+
+    /// A time of that clock in the clock that the host's processes share.
+    pub(super) fn host_time(&self, time: Duration) -> Duration {
+        self.born.saturating_add(time)
     }
 
     #[cfg(test)]
@@ -181,8 +194,23 @@ impl Driver {
     }
 
     fn wake_thread(&self) {
-        self.alarm.fetch_add(1, Ordering::SeqCst);
-        futex::wake_all(&self.alarm);
+        let alarm = self.port.control.alarm();
+        alarm.fetch_add(1, Ordering::SeqCst);
+        futex::wake_all(alarm);
+    }
+
+    /// Lets the sets that this rank leads look at what others say, if somebody asked for that.
+    pub(super) fn heed_summons(&self) {
+        let summoned = self.port.control.summoned();
+        if self.heeded.swap(summoned, Ordering::SeqCst) != summoned {
+            for set in self.sets() {
+                set.attend();
+            }
+        }
+    }
+
+    fn sets(&self) -> Vec<Arc<NamedSet>> {
+        lock(&self.sets).iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Starts the background thread, unless it runs.
@@ -291,6 +319,7 @@ impl Driver {
     fn serve(&self) {
         let (mut idle, mut sets) = (Idle::default(), Vec::new());
         while !self.stop.load(Ordering::SeqCst) {
+            self.heed_summons();
             if self.busy.load(Ordering::SeqCst) == 0 || self.waiters.load(Ordering::SeqCst) > 0 {
                 idle = Idle::default();
                 sets.clear();
@@ -314,12 +343,14 @@ impl Driver {
 
     /// Sleeps until there is something to do that nobody waits for.
     fn sleep_until_needed(&self) {
-        let alarm = self.alarm.load(Ordering::SeqCst);
+        let word = self.port.control.alarm();
+        let alarm = word.load(Ordering::SeqCst);
         self.asleep.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         let idle = self.busy.load(Ordering::SeqCst) == 0 || self.waiters.load(Ordering::SeqCst) > 0;
-        if idle && !self.stop.load(Ordering::SeqCst) {
-            futex::wait(&self.alarm, alarm, None);
+        let summoned = self.port.control.summoned() != self.heeded.load(Ordering::SeqCst);
+        if idle && !summoned && !self.stop.load(Ordering::SeqCst) {
+            futex::wait(word, alarm, None);
         }
         self.asleep.store(false, Ordering::SeqCst);
     }
@@ -341,8 +372,7 @@ impl Driver {
     }
 
     fn shut_sets(&self, error: &Error) {
-        let sets: Vec<_> = lock(&self.sets).iter().filter_map(Weak::upgrade).collect();
-        for set in sets {
+        for set in self.sets() {
             set.shut(error);
         }
     }

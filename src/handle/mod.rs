@@ -7,6 +7,7 @@ mod running;
 mod scope;
 mod session;
 mod set;
+mod status;
 #[cfg(test)]
 mod tests;
 mod tickets;
@@ -23,6 +24,7 @@ pub(crate) use flight::Flight;
 pub use scope::{Scope, ScopedHandle};
 pub(crate) use session::Session;
 pub(crate) use set::NamedSet;
+pub use status::{PendingTensor, Status};
 pub(crate) use tickets::{Entry, Uneven};
 
 use crate::coordinator::Ticket;

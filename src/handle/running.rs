@@ -10,6 +10,9 @@ use crate::event;
 use crate::plan::moves::Move;
 use crate::tensor::RawSlice;
 
+/// Tensors named in a message.
+pub(super) const LISTED: usize = 4;
+
 /// The batch in the channel.
 pub(super) struct Running {
     pub(super) entries: Vec<Entry>,
@@ -98,9 +101,14 @@ impl Running {
     }
 
     pub(super) fn describe(&self) -> String {
-        let names: Vec<&str> = self.entries.iter().take(4).map(|entry| &**entry.flight.name()).collect();
-        let more = self.entries.len().saturating_sub(names.len());
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        format!("{} of '{}'{more}", self.spec.kind, names.join("', '"))
+        let names: Vec<&str> = self.entries.iter().take(LISTED).map(|entry| &**entry.flight.name()).collect();
+        format!("{} of {}", self.spec.kind, list(&names, self.entries.len()))
     }
+}
+
+/// The first names of `count`, in words.
+pub(super) fn list(names: &[&str], count: usize) -> String {
+    let more = count.saturating_sub(names.len());
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("'{}'{more}", names.join("', '"))
 }

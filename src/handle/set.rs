@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::driver::Driver;
-use super::running::Running;
+use super::running::{LISTED, Running, list};
+use super::status::Status;
 use super::tickets::{Entry, Tickets};
 use super::wires::Wires;
-use crate::coordinator::{Action, Batch, Coordinator, Event, Params, Request, Ticket, Topology};
-use crate::engine::{Built, Channel, Port, Step, Team};
+use crate::coordinator::{Action, Batch, Coordinator, Event, Kind, Params, Request, Spec, Ticket, Topology};
+use crate::engine::{BLAMED, Built, Channel, Doubt, Port, Step, Team, reported_move};
 use crate::error::{Error, Result};
-use crate::event;
+use crate::event::{self, Begun, Stage, Verb};
+use crate::membership::{RankState, RankStatus};
 
 /// How long a set that is over, or whose rank leaves, tries to hand its last messages to other hosts.
 const LINGER: Duration = Duration::from_secs(1);
@@ -22,6 +24,9 @@ const UNDER_WAY: Duration = Duration::from_micros(500);
 /// The same while another host may begin to speak: that rings a bell, but the bell may be faster than the message.
 const EXPECTED: Duration = Duration::from_millis(5);
 
+/// How long a set looks at what other ranks say after a summons. Who goes on waiting summons again before that.
+const ATTENTION: Duration = Duration::from_secs(2);
+
 /// The named operations of one set on one rank.
 ///
 /// One lock holds everything that a poll touches. It is held for at most a chunk of work, never while waiting and never
@@ -31,6 +36,8 @@ const EXPECTED: Duration = Duration::from_millis(5);
 pub(crate) struct NamedSet {
     pub(crate) driver: Arc<Driver>,
     team: Arc<Team>,
+    /// Its number, in what is reported.
+    id: u32,
     core: Mutex<Core>,
 }
 
@@ -40,6 +47,8 @@ struct Core {
     parts: Option<Box<Parts>>,
     /// Whether the driver has this set among those with something to do.
     active: bool,
+    /// Until when the set is active though it has nothing to do for this rank: others wait, and need its word.
+    attends_until: Duration,
     over: Option<Over>,
 }
 
@@ -52,10 +61,13 @@ struct Parts {
     batches: VecDeque<Batch>,
     running: Option<Running>,
     actions: Vec<Action>,
-    /// A rank gave up, and everything it had published before is read since.
-    heard_poison: bool,
+    /// A rank gave up or is gone, and everything it had published before is read since.
+    heard_all: bool,
     /// When to look again whether others are gone.
     look_at: Duration,
+    doubt: Doubt,
+    /// What the last warning said of each rank, but for times.
+    told: Vec<(usize, RankState)>,
 }
 
 /// The end of the set.
@@ -76,7 +88,7 @@ impl std::fmt::Debug for Core {
 impl NamedSet {
     pub(crate) fn new(driver: Arc<Driver>, built: Built, params: Params) -> Result<Arc<Self>> {
         let Built { channel, negotiation, .. } = built;
-        let team = Arc::clone(channel.team());
+        let (team, id) = (Arc::clone(channel.team()), channel.set());
         let topology = Topology {
             hosts: team.hosts().iter().map(|host| host.iter().map(|&rank| rank as u32).collect()).collect(),
             global: team.globals().to_vec(),
@@ -89,17 +101,34 @@ impl NamedSet {
             batches: VecDeque::new(),
             running: None,
             actions: Vec::new(),
-            heard_poison: false,
+            heard_all: false,
             look_at: Duration::ZERO,
+            doubt: Doubt::default(),
+            told: Vec::new(),
         };
-        let core = Core { tickets: Tickets::default(), parts: Some(Box::new(parts)), active: false, over: None };
-        let set = Arc::new(Self { driver, team, core: Mutex::new(core) });
+        let core = Core {
+            tickets: Tickets::new(Arc::clone(&driver.port().sink), driver.born()),
+            parts: Some(Box::new(parts)),
+            active: false,
+            attends_until: Duration::ZERO,
+            over: None,
+        };
+        let set = Arc::new(Self { driver, team, id, core: Mutex::new(core) });
         set.driver.adopt(&set);
+        if set.speaks() {
+            // A summons reaches the background thread alone.
+            set.driver.start()?;
+        }
         Ok(set)
     }
 
     pub(crate) fn team(&self) -> &Team {
         &self.team
+    }
+
+    /// This rank's number in the job.
+    fn global(&self) -> usize {
+        self.team.global(self.team.rank()) as usize
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
@@ -133,17 +162,23 @@ impl NamedSet {
             return Err(error);
         }
         let flight = Arc::clone(&entry.flight);
+        let bytes = entry.pieces.iter().map(|piece| piece.input.len() as u64).sum();
         let now = self.driver.now();
         let mut core = self.lock();
         if let Some(over) = &core.over {
-            return Err(over.error.clone());
+            let error = over.error.clone();
+            // It may have ended just now, and has yet to tell the other hosts.
+            self.release(core, now);
+            self.driver.hand_over();
+            return Err(error);
         }
-        let Some(ticket) = core.tickets.insert(entry) else {
+        let Some(ticket) = core.tickets.insert(entry, self.begun(request, bytes), now) else {
             let name = &request.name;
             return Err(Error::argument(format!(
                 "'{name}' is already in flight on this rank; wait for it first, or use another name"
             )));
         };
+        self.driver.port().control.doings().submit(self.global(), &request.name, self.driver.host_time(now));
         core.tell(now, Event::Submit { ticket, request, urgent, deadline }, self.driver.port());
         let outcome = flight.outcome();
         self.release(core, now);
@@ -154,6 +189,29 @@ impl NamedSet {
         match outcome {
             Some(Err(error)) => Err(error),
             _ => Ok(ticket),
+        }
+    }
+
+    /// What to report of a request on `bytes` bytes.
+    fn begun<'a>(&self, request: &'a Request, bytes: u64) -> Begun<'a> {
+        let Spec { kind, dtype, .. } = request.spec;
+        let (verb, op) = match kind {
+            Kind::Allreduce { op } => (Verb::Allreduce, op as u8),
+            Kind::Broadcast { .. } => (Verb::Broadcast, 0),
+            Kind::Reduce { op, .. } => (Verb::Reduce, op as u8),
+            Kind::ReduceScatter { op } => (Verb::ReduceScatter, op as u8),
+            Kind::Move(of) => (reported_move(of).0, 0),
+        };
+        Begun {
+            set: self.id,
+            name: &request.name,
+            verb,
+            dtype: dtype as u8,
+            op,
+            peer: kind.root().and_then(|root| self.team.globals().get(root as usize)).copied(),
+            bytes,
+            place: None,
+            at: None,
         }
     }
 
@@ -200,11 +258,35 @@ impl NamedSet {
         Some((step, wake_at))
     }
 
+    /// Whether ranks of other hosts hear of those of this one by this rank.
+    fn speaks(&self) -> bool {
+        self.team.member() == 0 && !self.team.is_local()
+    }
+
+    /// Somebody waits: for a while, hears what the others have to say and speaks for them, as every leader must.
+    pub(super) fn attend(self: &Arc<Self>) {
+        if !self.speaks() {
+            return;
+        }
+        let now = self.driver.now();
+        let mut core = self.lock();
+        core.attends_until = now + ATTENTION;
+        if let Some(parts) = &mut core.parts {
+            parts.wires.touch();
+        }
+        self.release(core, now);
+    }
+
     /// Ends every operation in flight with `error`; the set takes no more, and lets go of everything shared.
     pub(crate) fn shut(self: &Arc<Self>, error: &Error) {
         let now = self.driver.now();
         let mut core = self.lock();
-        core.end_all(error, now);
+        if core.parts.as_ref().is_some_and(|parts| parts.running.is_some() || !parts.batches.is_empty()) {
+            // What the ranks have agreed to run will not end without this one: they hear it now, not by its absence.
+            core.poison(error, now, self.driver.port());
+        } else {
+            core.end_all(error, now);
+        }
         let parts = core.parts.take();
         self.release(core, now);
         let Some(mut parts) = parts else { return };
@@ -213,6 +295,27 @@ impl NamedSet {
         while !parts.wires.is_flushed() && begin.elapsed() < LINGER && parts.flush_last().is_ok() {
             std::thread::yield_now();
         }
+    }
+
+    /// What this rank knows of the operations that have not ended, and of the set's ranks.
+    pub(crate) fn status(self: &Arc<Self>) -> Status {
+        let (now, port) = (self.driver.now(), self.driver.port());
+        let mut core = self.lock();
+        // A rank with nothing in flight does not follow what its peers submit. Negotiation alone, which any thread may
+        // advance: no data moves.
+        let heard = if core.over.is_none() { core.negotiate(now, port).map(|_| ()) } else { Ok(()) };
+        if let Err(error) = heard {
+            core.poison(&error, now, port);
+        }
+        let (mut stalled, mut running) = (Vec::new(), Vec::new());
+        if let Some(parts) = &mut core.parts {
+            stalled = parts.coordinator.look(now).stalled;
+            let entries = parts.running.iter().flat_map(|running| &running.entries);
+            running = entries.map(|entry| entry.flight.name().to_string()).collect();
+        }
+        self.release(core, now);
+        self.driver.hand_over();
+        Status::new(&self.team, stalled, running, &|rank| (port.standing)(rank))
     }
 
     #[cfg(test)]
@@ -236,6 +339,9 @@ impl NamedSet {
             if active { self.driver.activate(self) } else { self.driver.retire(self) }
         }
         drop(core);
+        if ended > 0 {
+            self.driver.port().control.doings().end(self.global(), ended as u64);
+        }
         self.driver.ended(ended);
         // Tensors whose handles are gone: dropping them is user code.
         drop(spent);
@@ -249,7 +355,7 @@ impl Core {
         let Some(parts) = &self.parts else { return true };
         match &self.over {
             Some(over) => parts.wires.is_flushed() || now >= over.linger_until,
-            None => self.tickets.is_empty() && parts.is_idle(),
+            None => self.tickets.is_empty() && parts.is_idle() && now >= self.attends_until,
         }
     }
 
@@ -316,17 +422,31 @@ impl Core {
             let mut todo = std::mem::take(&mut parts.actions);
             for action in todo.drain(..) {
                 let Some(parts) = &mut self.parts else { return };
-                let Parts { coordinator, wires, actions, batches, .. } = &mut **parts;
+                let Parts { coordinator, wires, actions, batches, running, .. } = &mut **parts;
                 match wires.act(now, action, coordinator, actions, &mut rang) {
                     None => {}
-                    Some(Action::Run(batch)) => batches.push_back(batch),
-                    Some(Action::Fail { ticket, error }) => {
+                    Some(Action::Run(batch)) => {
+                        // Else it starts at once, which says as much.
+                        if running.is_some() || !batches.is_empty() {
+                            let agreed = Stage::Agreed(batch.index);
+                            batch.items.iter().for_each(|item| self.tickets.reached(item.ticket, agreed, now));
+                        }
+                        batches.push_back(batch);
+                    }
+                    Some(Action::Fail { ticket, mut error }) => {
+                        if let Error::Timeout { missing, .. } = &mut error {
+                            *missing = with_standings(missing, coordinator.late(), port);
+                        }
                         if let Some(entry) = self.tickets.remove(ticket) {
-                            self.tickets.end(entry, Err(error));
+                            self.tickets.end(entry, Err(error), now);
                         }
                     }
-                    Some(Action::Poison(error)) => self.poison(&for_others(&error), now, port),
-                    Some(Action::Warn(text)) => event::tell_warning(&text),
+                    Some(Action::Poison(error)) => {
+                        let late = parts.coordinator.late().first().copied();
+                        self.poison_for(&for_others(&error), late, now, port);
+                    }
+                    Some(Action::Warn { text, ranks, news }) => parts.warn(&text, &ranks, news, port),
+                    Some(Action::Summon) => port.summon(),
                     Some(other) => unreachable!("the wires carry {other:?}"),
                 }
             }
@@ -364,7 +484,7 @@ impl Core {
             }
             Step::Ready(()) => {
                 for entry in parts.running.take().into_iter().flat_map(|running| running.entries) {
-                    self.tickets.end(entry, Ok(()));
+                    self.tickets.end(entry, Ok(()), now);
                 }
                 Ok(true)
             }
@@ -373,6 +493,8 @@ impl Core {
 
     fn begin(&mut self, batch: Batch, now: Duration) -> Result<()> {
         let Some(parts) = &mut self.parts else { return Ok(()) };
+        let started = Stage::Started(batch.index);
+        batch.items.iter().for_each(|item| self.tickets.reached(item.ticket, started, now));
         let entries: Vec<Entry> = batch.items.iter().filter_map(|item| self.tickets.remove(item.ticket)).collect();
         let gone = entries.len() < batch.items.len();
         // From here on the end of the set ends them.
@@ -395,7 +517,7 @@ impl Core {
             self.poison(&error, now, port);
         } else if let Some(entry) = self.tickets.remove(ticket) {
             let name = Arc::clone(entry.flight.name());
-            self.tickets.end(entry, Err(Error::Cancelled(Arc::clone(&name))));
+            self.tickets.end(entry, Err(Error::Cancelled(Arc::clone(&name))), now);
             if waits {
                 self.poison(&too_late(&name), now, port);
             }
@@ -405,40 +527,66 @@ impl Core {
     /// Ends the set on this rank if the others cannot go on. Asked when nothing moves.
     fn heed_others(&mut self, now: Duration, port: &Port) -> Result<bool> {
         let Some(parts) = &mut self.parts else { return Ok(false) };
-        let poisoned = parts.culprit();
-        if poisoned.is_none() && now < parts.look_at {
+        let culprit = parts.culprit();
+        if culprit.is_none() && now < parts.look_at {
             return Ok(false);
         }
         parts.look_at = now + LOOK;
-        let what = parts.waits_for();
-        if !parts.heard_poison {
-            let gone = what.as_ref().is_some_and(|(_, ranks)| ranks.iter().any(|&rank| is_gone(port, rank)));
-            parts.heard_poison = poisoned.is_some() || gone;
-            // Whatever they had said before is there by now: an error of the log says more than their silence.
-            return Ok(parts.heard_poison);
+        parts.wires.lose_patience();
+        let waits = parts.waits_for();
+        if culprit.is_some() {
+            parts.doubt.settle();
         }
-        if let Some((what, ranks)) = what {
-            port.expect(&what, &ranks)?;
-        }
-        let Some(rank) = poisoned else {
-            parts.heard_poison = false;
+        let ranks = waits.as_ref().map_or(&[][..], |(_, ranks)| ranks);
+        let gone = port.gone(ranks, &mut parts.doubt);
+        if culprit.is_none() && gone.is_none() {
+            parts.heard_all = false;
             return Ok(false);
+        }
+        if !std::mem::replace(&mut parts.heard_all, true) {
+            // Whatever they had said before is there by now: an error of the log says more than their silence.
+            return Ok(true);
+        }
+        port.check()?;
+        let what = waits.map_or_else(|| "the next operation".to_owned(), |(what, _)| what);
+        let (error, rank) = match (gone, culprit) {
+            (Some(absence), culprit) => {
+                let rank = culprit.unwrap_or(absence.rank);
+                (Error::Gone { what: what.into(), missing: absence.to_string().into() }, rank)
+            }
+            (None, culprit) => {
+                let rank = culprit.unwrap_or_default();
+                let text = format!(
+                    "{what} cannot end: rank {rank} left, did not come, or gave up an operation of this set; make a new \
+                     process set, or end the job"
+                );
+                (Error::Poisoned(text.into()), rank)
+            }
         };
-        let text = format!("rank {rank} gave up an operation of this set; make a new process set, or end the job");
-        Err(Error::Poisoned(text.into()))
+        self.poison_for(&error, Some(rank), now, port);
+        Ok(true)
     }
 
     /// Ends the set, here and on the peers: no memory of any operation is touched any more.
     fn poison(&mut self, error: &Error, now: Duration, port: &Port) {
+        self.poison_for(error, None, now, port);
+    }
+
+    /// As [`poison`](Self::poison), because of the global rank `rank`, or of this one.
+    fn poison_for(&mut self, error: &Error, rank: Option<u32>, now: Duration, port: &Port) {
         if self.over.is_some() {
             return;
         }
-        if let Some(parts) = self.parts.as_mut().filter(|_| !matches!(error, Error::Failed(_))) {
+        // Of a failure every rank hears as such. That this one gives up because of it would only hide it.
+        if let Some(parts) = self.parts.as_mut().filter(|_| port.check().is_ok()) {
             let team = parts.channel.team();
-            let rank = parts.culprit().unwrap_or_else(|| team.global(team.rank()));
-            // All operations: the set has no others to finish.
-            parts.channel.arena().poison(1, rank);
-            parts.wires.say_farewell(rank);
+            let rank = parts.culprit().or(rank).unwrap_or_else(|| team.global(team.rank()));
+            // Operations that this rank has done its part of go on elsewhere.
+            let arena = parts.channel.arena();
+            if arena.poisoned_member(arena.me()).is_none() {
+                arena.poison(parts.channel.undone(), rank);
+            }
+            parts.wires.say_farewell(rank, arena.first_poisoned().unwrap_or(1));
             port.ring();
         }
         self.end_all(error, now);
@@ -461,10 +609,18 @@ impl Core {
             parts.coordinator.step(now, end, &mut Vec::new());
         }
         for entry in running.into_iter().flat_map(|running| running.entries) {
-            self.tickets.end(entry, Err(error.clone()));
+            self.tickets.end(entry, Err(error.clone()), now);
         }
         for entry in self.tickets.drain() {
-            self.tickets.end(entry, Err(others.clone()));
+            let error = match error {
+                // Nothing that was in flight can end without the rank.
+                Error::Gone { missing, .. } => {
+                    let what = format!("tensor '{}'", entry.flight.name()).into();
+                    Error::Gone { what, missing: Arc::clone(missing) }
+                }
+                _ => others.clone(),
+            };
+            self.tickets.end(entry, Err(error), now);
         }
     }
 }
@@ -478,9 +634,15 @@ impl Parts {
             && self.channel.is_flushed()
     }
 
-    /// The global rank because of which another member or host has given up.
+    /// The global rank because of which another member or host has given up what this rank waits for.
     fn culprit(&self) -> Option<u32> {
-        self.channel.arena().poisoned(u64::MAX).or_else(|| self.wires.farewell())
+        let operation = match &self.running {
+            // They may have done their part of it.
+            Some(_) => self.channel.begun(),
+            None if self.batches.is_empty() => u64::MAX,
+            None => return None,
+        };
+        self.channel.arena().poisoned(operation).or_else(|| self.wires.farewell(operation))
     }
 
     /// What the set waits for, and the global ranks without which it cannot go on.
@@ -489,8 +651,21 @@ impl Parts {
             return Some((running.describe(), self.channel.missing()));
         }
         // No operation can end without all ranks of the set.
-        let pending = self.coordinator.pending() > 0;
-        pending.then(|| ("the tensors in flight".to_owned(), self.channel.team().globals().to_vec()))
+        let count = self.coordinator.pending();
+        let names: Vec<&str> = self.coordinator.names_in_flight().take(LISTED).collect();
+        (count > 0).then(|| (list(&names, count), self.channel.team().globals().to_vec()))
+    }
+
+    /// Tells the user of names that wait, and what the missing ranks do: once, and again when either changes.
+    fn warn(&mut self, text: &str, ranks: &[u32], news: bool, port: &Port) {
+        let standings: Vec<RankStatus> = ranks.iter().take(BLAMED).map(|&rank| (port.standing)(rank)).collect();
+        let told = standings.iter().map(RankStatus::gist).collect();
+        if std::mem::replace(&mut self.told, told) != self.told || news {
+            let lines: String = standings.iter().map(|standing| format!("\n  {standing}")).collect();
+            let more = ranks.len() - standings.len();
+            let more = if more > 0 { format!("\n  and {more} more ranks") } else { String::new() };
+            event::tell_warning(&format!("{text}; of the missing ranks is known:{lines}{more}"));
+        }
     }
 
     /// Sends what waits to be sent, when nothing else is done any more.
@@ -501,8 +676,10 @@ impl Parts {
     }
 }
 
-fn is_gone(port: &Port, rank: u32) -> bool {
-    (port.absence)(rank).is_some_and(|absence| absence.is_final())
+/// Says of each rank that was late what it does.
+fn with_standings(missing: &str, late: &[u32], port: &Port) -> Arc<str> {
+    let standings = late.iter().take(BLAMED).map(|&rank| format!("; {}", (port.standing)(rank)));
+    standings.fold(missing.to_owned(), |text, standing| text + &standing).into()
 }
 
 /// What `error`, which ended the set, is to the operations that it does not speak of.

@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::flight::Flight;
 use crate::coordinator::Ticket;
 use crate::engine::Pieces;
 use crate::error::{Error, Result};
+use crate::event::{Begun, Mark, Sink, Stage};
 use crate::tensor::Grow;
 
 /// One operation in flight: its shared state, its memory, and what keeps that memory alive.
@@ -15,6 +17,8 @@ pub(crate) struct Entry {
     pub(crate) flight: Arc<Flight>,
     /// Set when the entry is handed in.
     pub(crate) ticket: Ticket,
+    /// Stands for it in what is reported.
+    pub(crate) mark: Mark,
     pub(crate) pieces: Pieces,
     /// Elements of a row, for operations that keep rows whole.
     pub(crate) row: usize,
@@ -49,8 +53,11 @@ impl Drop for Entry {
 }
 
 /// A slab: a ticket is a place (low half) and how often it was used (high half), so an old ticket finds nothing.
-#[derive(Default)]
 pub(super) struct Tickets {
+    /// Hears of every operation.
+    sink: Arc<dyn Sink>,
+    /// When the clock of negotiation began, by the monotonic clock.
+    born: Duration,
     places: Vec<Place>,
     free: Vec<u32>,
     /// The names of the operations that have not ended. The coordinator knows them only until the ranks have agreed.
@@ -67,11 +74,24 @@ struct Place {
 }
 
 impl Tickets {
+    pub(super) fn new(sink: Arc<dyn Sink>, born: Duration) -> Self {
+        Self { sink, born, places: Vec::new(), free: Vec::new(), names: HashSet::new(), ended: 0, spent: Vec::new() }
+    }
+
+    /// Reports that an operation that is still in here reached a stage.
+    pub(super) fn reached(&self, ticket: Ticket, stage: Stage, now: Duration) {
+        let place = self.places.get(ticket.0 as u32 as usize).filter(|place| place.uses == (ticket.0 >> 32) as u32);
+        if let Some(entry) = place.and_then(|place| place.entry.as_ref()) {
+            self.sink.reached(entry.mark, stage, Some(self.born + now));
+        }
+    }
+
     /// Takes an operation in, unless one of the same name has not ended.
-    pub(super) fn insert(&mut self, mut entry: Entry) -> Option<Ticket> {
+    pub(super) fn insert(&mut self, mut entry: Entry, begun: Begun<'_>, now: Duration) -> Option<Ticket> {
         if !self.names.insert(Arc::clone(entry.flight.name())) {
             return None;
         }
+        entry.mark = self.sink.begun(&Begun { at: Some(self.born + now), ..begun });
         let index = self.free.pop().unwrap_or_else(|| {
             self.places.push(Place::default());
             (self.places.len() - 1) as u32
@@ -102,7 +122,13 @@ impl Tickets {
     }
 
     /// Ends an operation that was taken out. Nothing touches its memory any more.
-    pub(super) fn end(&mut self, mut entry: Entry, result: Result<()>) {
+    pub(super) fn end(&mut self, mut entry: Entry, result: Result<()>, now: Duration) {
+        let stage = match &result {
+            Ok(()) => Stage::Done,
+            Err(Error::Cancelled(_)) => Stage::Cancelled,
+            Err(_) => Stage::Failed,
+        };
+        self.sink.reached(entry.mark, stage, Some(self.born + now));
         self.names.remove(entry.flight.name());
         entry.flight.finish(result);
         self.ended += 1;

@@ -4,7 +4,9 @@
 //! log until it is empty, then the rings, then the words, and then says `Tick`.
 //!
 //! Between leaders travel the coordinator's messages, which never begin with a zero byte, and farewells, which do: a
-//! zero and the global rank that gave up. A farewell follows whatever its sender's coordinator had to say.
+//! zero, the global rank because of which the sender's host gave up, how many log entries it had read by then, and the
+//! first operation of which one of its ranks has not done its part. A farewell follows whatever its sender's coordinator had to say, but not what the first leader sent: it counts once as
+//! many entries have been read here.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,6 +22,8 @@ use crate::transport::shm::{Arena, Install, Log, RequestReader, RequestWriter};
 const NEWS: usize = 16 << 10;
 /// How a farewell begins.
 const FAREWELL: u8 = 0;
+/// Looks at which nothing moved, after which entries that a farewell speaks of will not come any more.
+const PATIENCE: u32 = 10;
 
 /// The coordinator's view of the outside.
 pub(super) struct Wires {
@@ -54,7 +58,30 @@ struct Leaders {
     /// Messages to each host: one that takes nothing holds up no other.
     outgoing: Vec<VecDeque<Vec<u8>>>,
     /// Who gave up, if another host's leader said so.
-    farewell: Option<u32>,
+    farewell: Option<Farewell>,
+}
+
+/// What another host's leader said last.
+#[derive(Clone, Copy)]
+struct Farewell {
+    /// The global rank whose doing it was.
+    rank: u32,
+    /// Log entries that its host had read: one of them may say more.
+    position: u64,
+    /// The first operation, counted from one, that its host does not take part in.
+    undone: u64,
+    /// Looks at which those entries had not come.
+    looks: u32,
+}
+
+impl Farewell {
+    fn parse(bytes: &[u8]) -> Self {
+        let (rank, rest) =
+            bytes.split_first_chunk().map_or((0, bytes), |(rank, rest)| (u32::from_le_bytes(*rank), rest));
+        let (numbers, _) = rest.as_chunks();
+        let number = |at: usize| numbers.get(at).map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        Self { rank, position: number(0), undone: number(1), looks: 0 }
+    }
 }
 
 impl std::fmt::Debug for Wires {
@@ -209,7 +236,9 @@ impl Wires {
             }
             let farewell = &mut leaders.farewell;
             let mut take = |bytes: &[u8]| match bytes.split_first() {
-                Some((&FAREWELL, rank)) => *farewell = Some(rank.try_into().map_or(0, u32::from_le_bytes)),
+                Some((&FAREWELL, bytes)) => {
+                    farewell.get_or_insert(Farewell::parse(bytes));
+                }
                 _ => coordinator.step(now, Event::HostMessage { host, bytes }, actions),
             };
             while leaders.link.try_recv(rank, &mut take)? {
@@ -280,13 +309,15 @@ impl Wires {
         Ok(rang)
     }
 
-    /// Tells the other hosts that `rank` gave up, unless it is from one of them that this host knows.
-    pub(super) fn say_farewell(&mut self, rank: u32) {
+    /// Tells the other hosts that `rank` gave up the operation `undone` and all later ones, unless this host knows it from
+    /// one of them.
+    pub(super) fn say_farewell(&mut self, rank: u32, undone: u64) {
         let Some(leaders) = &mut self.leaders else { return };
         if leaders.farewell.is_some() {
             return;
         }
-        let message = [&[FAREWELL][..], &rank.to_le_bytes()].concat();
+        let message =
+            [&[FAREWELL][..], &rank.to_le_bytes(), &self.position.to_le_bytes(), &undone.to_le_bytes()].concat();
         for (host, outgoing) in leaders.outgoing.iter_mut().enumerate() {
             if host != leaders.host {
                 outgoing.push_back(message.clone());
@@ -294,9 +325,18 @@ impl Wires {
         }
     }
 
-    /// The global rank that gave up, if another host said so.
-    pub(super) fn farewell(&self) -> Option<u32> {
-        self.leaders.as_ref().and_then(|leaders| leaders.farewell)
+    /// The global rank that gave up the operation or an earlier one, if another host said so, and what it had read is read
+    /// here.
+    pub(super) fn farewell(&self, operation: u64) -> Option<u32> {
+        let farewell = self.leaders.as_ref()?.farewell.filter(|farewell| farewell.undone <= operation)?;
+        (self.position >= farewell.position || farewell.looks >= PATIENCE).then_some(farewell.rank)
+    }
+
+    /// Nothing has moved since the last such look.
+    pub(super) fn lose_patience(&mut self) {
+        if let Some(farewell) = self.leaders.as_mut().and_then(|leaders| leaders.farewell.as_mut()) {
+            farewell.looks += 1;
+        }
     }
 
     /// After the end of the set: what the other leaders still send is dropped, so that they get rid of it.

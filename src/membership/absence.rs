@@ -3,10 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::hosts::{HostState, Hosts};
+use super::hosts::Hosts;
 use crate::os::process::{self, State};
 use crate::topology::Topology;
-use crate::transport::shm::{Control, MemberState};
+use crate::transport::shm::{Control, MemberState, Presence};
 
 /// What keeps a rank from taking part, as far as its host knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) enum Cause {
 pub(crate) struct Absence {
     pub(crate) rank: u32,
     pub(crate) cause: Cause,
+    /// Heard from another host. What the rank sent before may still be on its way.
+    pub(crate) hearsay: bool,
     text: String,
 }
 
@@ -58,25 +60,20 @@ impl Roster {
         format!("rank {rank} on {}", self.topology.host_name(rank))
     }
 
-    /// Why the global rank does not come, if there is something to tell. Of ranks of other hosts only leaders know.
-    /// Reads `/proc`: for waits that take long, not for each turn of a loop.
+    /// Why the global rank does not come, if there is something to tell. Of ranks of other hosts, what this host's
+    /// leader has heard. Reads `/proc`: for waits that take long, not for each turn of a loop.
     pub(crate) fn missing(&self, rank: usize) -> Option<Absence> {
         let host = self.topology.host_of(rank);
-        if host == self.topology.host_index() { self.missing_here(rank) } else { self.missing_there(rank, host) }
+        if host == self.topology.host_index() { self.missing_here(rank) } else { self.missing_there(rank) }
     }
 
     fn missing_here(&self, rank: usize) -> Option<Absence> {
         let local = self.topology.local_rank_of(rank);
         let pid = self.topology.place(rank).pid;
         let who = self.who(rank);
-        let absence = |cause, text: String| Some(Absence { rank: rank as u32, cause, text });
+        let absence = |cause, text: String| Some(Absence { rank: rank as u32, cause, hearsay: false, text });
         match self.control.state(local) {
-            MemberState::Left => absence(
-                Cause::Left,
-                format!(
-                    "{who} has left the job (its last Kolo was dropped); keep it alive for as long as others need it"
-                ),
-            ),
+            MemberState::Left => absence(Cause::Left, left(&who)),
             MemberState::Dead => absence(Cause::Dead, format!("{who} (pid {pid}) has ended")),
             MemberState::Absent | MemberState::Joined if pid == self.pid => None,
             MemberState::Absent | MemberState::Joined => match process::state(pid) {
@@ -90,25 +87,27 @@ impl Roster {
         }
     }
 
-    fn missing_there(&self, rank: usize, host: usize) -> Option<Absence> {
+    fn missing_there(&self, rank: usize) -> Option<Absence> {
         let who = self.who(rank);
-        let (cause, text) = match self.hosts.state(host) {
-            HostState::Up => return None,
-            // The others of that host may be there.
-            HostState::Left if self.topology.local_rank_of(rank) > 0 => return None,
-            HostState::Left => (
-                Cause::Left,
-                format!(
-                    "{who} has left the job (its last Kolo was dropped); keep it alive for as long as others need it"
-                ),
-            ),
-            HostState::Silent => {
-                (Cause::Stopped, format!("{who} does not answer: that host is stopped, or the network is cut"))
+        let speaker = self.topology.hosts()[self.topology.host_of(rank)].ranks[0];
+        let (cause, text) = match self.control.presence(rank) {
+            Presence::There => return None,
+            Presence::Left => (Cause::Left, left(&who)),
+            Presence::Silent if rank == speaker => {
+                (Cause::Stopped, format!("{who} does not answer: it is stopped, or the network is cut"))
             }
-            HostState::Lost => (Cause::Lost, format!("{who} is gone: the connection to that host is lost")),
+            Presence::Silent => (
+                Cause::Stopped,
+                format!("{who} is not heard of: rank {speaker}, which speaks for its host, does not answer"),
+            ),
+            Presence::Lost => (Cause::Lost, format!("{who} is gone: the connection to that host is lost")),
         };
-        Some(Absence { rank: rank as u32, cause, text })
+        Some(Absence { rank: rank as u32, cause, hearsay: true, text })
     }
+}
+
+fn left(who: &str) -> String {
+    format!("{who} has left the job (its last Kolo was dropped); keep it alive for as long as others need it")
 }
 
 #[cfg(test)]
@@ -142,8 +141,8 @@ mod tests {
         let peer = Identity::of(child.id()).expect("it runs");
         let places = vec![place("a", me), place("a", peer), place("b", me), place("b", me)];
         let topology = Arc::new(Topology::new(0, places, &[]).expect("valid"));
-        let mapping = Arc::new(crate::os::memory::Mapping::anonymous(Control::bytes(2)).expect("memory"));
-        let control = |member| Control::new(&Memory::new(Arc::clone(&mapping)), 2, member).expect("control");
+        let mapping = Arc::new(crate::os::memory::Mapping::anonymous(Control::bytes(2, 4)).expect("memory"));
+        let control = |member| Control::new(&Memory::new(Arc::clone(&mapping)), 2, 4, member).expect("control");
         control(0).join(0, me);
         control(1).join(1, peer);
         let roster = Roster { topology, control: control(0), hosts: Hosts::new(2), pid: me.pid };
@@ -166,12 +165,21 @@ mod tests {
         assert_eq!(roster.missing(1).expect("left").cause, Cause::Left);
 
         assert_eq!(roster.missing(2), None);
-        roster.hosts.set(1, HostState::Silent);
-        assert!(!roster.missing(3).expect("silent").is_final());
-        roster.hosts.set(1, HostState::Left);
-        assert_eq!((roster.missing(2).expect("left").cause, roster.missing(3)), (Cause::Left, None));
-        roster.hosts.set(1, HostState::Lost);
-        let lost = roster.missing(3).expect("lost");
+        // What the leader hears, every member of its host knows.
+        let set = |rank, presence| control(0).set_presence(rank, presence);
+        let there = Roster { control: control(1), ..roster };
+        set(2, Presence::Silent);
+        set(3, Presence::Silent);
+        let silent = there.missing(3).expect("silent");
+        assert!(!silent.is_final() && silent.to_string().contains("rank 2, which speaks for its host"), "{silent}");
+        assert!(there.missing(2).expect("silent").to_string().starts_with("rank 2 on b does not answer"));
+        set(3, Presence::There);
+        set(2, Presence::Left);
+        let left = there.missing(2).expect("left");
+        assert!(left.is_final() && left.hearsay && left.cause == Cause::Left, "{left}");
+        assert_eq!(there.missing(3), None);
+        set(3, Presence::Lost);
+        let lost = there.missing(3).expect("lost");
         assert!(!lost.is_final() && lost.to_string().starts_with("rank 3 on b is gone"), "{lost}");
     }
 }

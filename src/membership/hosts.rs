@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 #[repr(u8)]
 pub(crate) enum HostState {
     Up = 0,
-    /// Its leader left the job in order.
+    /// All of its ranks left the job in order.
     Left = 1,
     /// Its leader does not answer: it is stopped, or the network is cut.
     Silent = 2,
@@ -17,7 +17,8 @@ pub(crate) enum HostState {
     Lost = 3,
 }
 
-/// The state of every host of the job. Only leaders hear of others; for the rest all are up.
+/// The state of every host of the job, in a leader's process. What it hears of ranks, it passes on to its host by the
+/// control area; on other ranks all hosts stand as up here.
 #[derive(Clone, Debug)]
 pub(crate) struct Hosts {
     states: Arc<[AtomicU8]>,
@@ -30,7 +31,7 @@ impl Hosts {
         Self { states: (0..count).map(|_| AtomicU8::new(0)).collect(), waits: Arc::default() }
     }
 
-    pub(crate) fn state(&self, host: usize) -> HostState {
+    pub(super) fn state(&self, host: usize) -> HostState {
         match self.states[host].load(Ordering::Relaxed) {
             0 => HostState::Up,
             1 => HostState::Left,

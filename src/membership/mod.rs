@@ -7,12 +7,13 @@ mod absence;
 mod hosts;
 mod last_words;
 pub(crate) mod share;
+mod standing;
 mod watch;
 mod world;
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,6 +34,7 @@ pub(crate) use absence::{Absence, Roster};
 pub(crate) use hosts::{Hosts, Waiting};
 pub(crate) use last_words::{panic_text, record_panics};
 pub(crate) use share::Way;
+pub use standing::{LastOperation, RankState, RankStatus};
 pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
 pub(crate) use world::World;
 
@@ -106,11 +108,12 @@ pub(crate) struct CoreParts {
     pub(crate) world: World,
     pub(crate) links: Option<Links>,
     pub(crate) nudge: Nudge,
+    pub(crate) sink: Arc<dyn Sink>,
 }
 
 impl Core {
     pub(crate) fn new(parts: CoreParts) -> Self {
-        let CoreParts { id, epoch, topology, config, control, way, reserve, world, links, nudge } = parts;
+        let CoreParts { id, epoch, topology, config, control, way, reserve, world, links, nudge, sink } = parts;
         let (topology, pid) = (Arc::new(topology), std::process::id());
         let hosts = Hosts::new(topology.hosts().len());
         let roster = Roster { topology: Arc::clone(&topology), control: control.clone(), hosts, pid };
@@ -123,7 +126,7 @@ impl Core {
             roster,
             way,
             reserve,
-            sink: Arc::new(event::Nobody),
+            sink,
             pid,
             world: Arc::new(world),
             links: links.map(Arc::new),
@@ -218,7 +221,8 @@ impl Core {
 
     fn tell_user(&self, failure: &Failure) {
         if self.world.tells() {
-            event::tell_error(&failure.to_string());
+            let more = self.sink.whereabouts().map_or_else(String::new, |more| format!("\n  {more}"));
+            event::tell_error(&format!("{failure}{more}"));
         }
     }
 
@@ -302,6 +306,13 @@ impl Core {
         }
     }
 
+    /// Whether all ranks of this host have left in order. Two that leave at once may both see it; one of them does.
+    fn is_closed(&self) -> bool {
+        fence(Ordering::SeqCst);
+        let left = |local| self.control.state(local) == MemberState::Left;
+        (0..self.topology.local_size()).all(left) && self.check().is_ok()
+    }
+
     /// Declares a member of this host dead, and with that the job failed.
     fn found_dead(self: &Arc<Self>, local: usize, how: &str) {
         if !self.control.declare_dead(local) {
@@ -330,6 +341,14 @@ impl Core {
         }
     }
 
+    /// Asks the ranks that lead sets, on all hosts, to look at them for a while, though they have nothing in flight
+    /// themselves: somebody waits, and only they know whom for.
+    pub(crate) fn summon(&self) {
+        self.control.ask_for_leaders();
+        self.nudge.look();
+        self.control.summon_members();
+    }
+
     /// Says that this rank waits for other hosts, until the value is dropped. A leader asks them meanwhile whether they
     /// are there; on other ranks it does nothing.
     pub(crate) fn wait_for_hosts(&self) -> Waiting {
@@ -342,13 +361,14 @@ impl Core {
 }
 
 impl Core {
-    /// A stream of messages between global ranks, in set order, this one among them.
+    /// A stream of messages between global ranks, in set order, this one among them. `piece` is the largest message in
+    /// bytes, on every rank.
     ///
     /// # Errors
     /// A job of one rank, or no room for another stream.
-    pub(crate) fn link(&self, set: u32, channel: u8, ranks: &[usize]) -> Result<Box<dyn Link>> {
+    pub(crate) fn link(&self, set: u32, channel: u8, ranks: &[usize], piece: usize) -> Result<Box<dyn Link>> {
         let stamp = Stamp { job: self.id, epoch: self.epoch, set, channel };
-        self.world.link(stamp, ranks.iter().map(|&rank| rank as u32).collect(), self.rank() as u32)
+        self.world.link(stamp, ranks.iter().map(|&rank| rank as u32).collect(), self.rank() as u32, piece)
     }
 }
 
@@ -415,6 +435,9 @@ impl Drop for Job {
             self.core.linger();
         }
         self.core.control.leave();
+        if self.core.is_closed() {
+            self.core.sink.event(&Event::Closed);
+        }
         // A leader that has left before waits for the last rank of its host.
         self.core.nudge.look();
         let Some(JobParts { watcher, bootstrap: _bootstrap, live: _live }) = parts else { return };

@@ -21,8 +21,8 @@ use crate::event::tell_warning;
 use crate::os::ending;
 use crate::os::process::{Identity, PidFd};
 use crate::os::time;
-use crate::transport::link::LinkEvent;
-use crate::transport::shm::MemberState;
+use crate::transport::link::{HEARTBEAT, LinkEvent};
+use crate::transport::shm::{MemberState, Presence};
 
 /// Where a kernel gives no pidfds, peers are looked at this often.
 const WITHOUT_PIDFD: Duration = Duration::from_millis(50);
@@ -66,12 +66,16 @@ const REASON: Duration = Duration::from_millis(100);
 /// How long a leader waits before it tells of a host that is gone. Other ranks of that host know more and tell first; a
 /// launcher may need a second to end the job after that.
 const HOST_GONE: Duration = Duration::from_millis(1500);
-/// How much later each further leader tells.
+/// How much later each further leader tells, of a connection that broke for all at once.
 const NEXT_LEADER: Duration = Duration::from_millis(100);
+/// The same for a host that is cut off, which leaders find between a question and the next.
+const NEXT_ASKER: Duration = Duration::from_millis(400);
 /// How long a host listens, after a failure of its own, for hosts before it that failed at the same time and tell.
 pub(super) const LISTEN: Duration = Duration::from_millis(100);
-/// How often hosts are asked while somebody waits for them.
-const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How long they are asked after a summons. Who goes on waiting summons again before that.
+const PATROL: Duration = Duration::from_secs(2);
+/// A host summons the others at most this often.
+const SUMMONS: Duration = Duration::from_millis(500);
 
 /// Two bytes go into a pipe whole or not at all.
 fn send(pipe: &OwnedFd, word: u16) {
@@ -259,6 +263,14 @@ struct Watch {
     telling: Telling,
     /// The first host that was lost.
     lost: Option<Lost>,
+    /// Members of this host that left, as far as the other hosts were told.
+    departed: Vec<bool>,
+    /// Summonses of this host that were passed on.
+    summons: u32,
+    /// Until when to ask the other hosts whether they are there, because a rank of this host waits.
+    patrol_until: Option<Instant>,
+    /// Hosts that are lost, until the roster may say so.
+    gone: Vec<usize>,
 }
 
 impl Watch {
@@ -276,6 +288,7 @@ impl Watch {
             peers.push(Peer { local, process, fd });
         }
         Ok(Self {
+            departed: vec![false; core.topology.local_size()],
             core,
             stop,
             doorway,
@@ -284,6 +297,9 @@ impl Watch {
             paused_until: Duration::ZERO,
             telling: Telling::Nothing,
             lost: None,
+            summons: 0,
+            patrol_until: None,
+            gone: Vec::new(),
         })
     }
 
@@ -311,9 +327,14 @@ impl Watch {
             self.listen(heard);
             self.look_at_telling();
         }
-        // The ranks of this host end because of a host that is gone, and nobody has told why yet.
-        while let Some(lost) = self.lost.as_ref().filter(|lost| lost.failed) {
-            std::thread::sleep(lost.tell_at.saturating_duration_since(Instant::now()));
+        // The ranks of this host end because of a host that is gone, and nobody has told why yet. Their ends, which are
+        // no news, must not wake the thread all the time.
+        self.peers.clear();
+        self.force_at = None;
+        while self.lost.as_ref().is_some_and(|lost| lost.failed) {
+            let heard = self.sleep();
+            self.drain();
+            self.listen(heard);
             self.look_at_lost();
         }
     }
@@ -356,9 +377,14 @@ impl Watch {
         let blind = (deaf || self.peers.iter().any(|peer| peer.fd.is_none())).then_some(WITHOUT_PIDFD);
         let force = self.force_at.map(until);
         let lost = self.lost.as_ref().map(|lost| until(if lost.failed { lost.tell_at } else { lost.fail_at }));
-        let heartbeat = (self.core.links.is_some() && self.core.roster.hosts.awaited()).then_some(HEARTBEAT);
+        let heartbeat = (self.core.links.is_some() && self.patrols()).then_some(HEARTBEAT);
         let telling = if let Telling::At(at) = self.telling { Some(until(at)) } else { None };
         [blind, force, lost, heartbeat, telling].into_iter().flatten().min()
+    }
+
+    /// Whether somebody of this host waits, as far as is known.
+    fn patrols(&self) -> bool {
+        self.core.roster.hosts.awaited() || self.patrol_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Passes on what other ranks of this host ask for.
@@ -380,7 +406,7 @@ impl Watch {
         let Some(links) = self.core.links.clone() else { return };
         let mut heard = Vec::new();
         hosts.into_iter().for_each(|host| links.handle(host, &mut heard));
-        if self.core.roster.hosts.awaited() {
+        if self.patrols() {
             links.heartbeat(Instant::now(), &mut heard);
         }
         for event in heard {
@@ -406,35 +432,84 @@ impl Watch {
                 // They know.
                 self.paused_until = core.control.paused_until();
             }
-            LinkEvent::Left { host } => hosts.set(host, HostState::Left),
+            LinkEvent::Departed { host, ranks } => {
+                for rank in ranks.into_iter().map(|rank| rank as usize) {
+                    if core.topology.hosts()[host].ranks.contains(&rank) {
+                        core.control.set_presence(rank, Presence::Left);
+                    }
+                }
+                core.control.bells().ring_all();
+            }
+            LinkEvent::Summoned { host } => {
+                core.control.summon_members();
+                if let Some(links) = &core.links {
+                    links.report(host, core.topology.host().ranks.iter().filter_map(|&rank| core.roster.report(rank)));
+                }
+            }
+            LinkEvent::Reported { host, report } => {
+                if core.topology.hosts()[host].ranks.contains(&(report.rank as usize)) {
+                    core.roster.take_report(report);
+                }
+            }
+            LinkEvent::Left { host } => {
+                hosts.set(host, HostState::Left);
+                self.note(host, Presence::Left);
+            }
             LinkEvent::Silent { host, since } => {
                 hosts.set(host, HostState::Silent);
+                self.note(host, Presence::Silent);
                 tell_warning(&format!(
                     "{} has not answered for {since:.1?}: its first rank is stopped, or the network is cut",
                     name(host)
                 ));
             }
-            LinkEvent::Heard { host } => hosts.set(host, HostState::Up),
+            LinkEvent::Heard { host } => {
+                hosts.set(host, HostState::Up);
+                self.note(host, Presence::There);
+            }
             LinkEvent::Lost { host, cause } => {
-                hosts.set(host, HostState::Lost);
-                let ranks = &core.topology.hosts()[host].ranks;
-                // Leaders of hosts that are up, before this one.
-                let before = (0..core.topology.host_index()).filter(|&h| hosts.state(h) == HostState::Up).count();
                 // Nobody else can tell of a host with one rank.
-                let patience = if ranks.len() == 1 { REASON } else { HOST_GONE };
-                let failure = Failure::new(
-                    ranks[0] as u32,
-                    name(host).as_str(),
-                    format!(
-                        "its process (pid {}) ended, or the network between the hosts was cut ({cause})",
-                        core.topology.place(ranks[0]).pid
-                    ),
+                let alone = core.topology.hosts()[host].ranks.len() == 1;
+                let patience = if alone { REASON } else { HOST_GONE };
+                let pid = core.topology.place(core.topology.hosts()[host].ranks[0]).pid;
+                let cause =
+                    format!("its process (pid {pid}) ended, or the network between the hosts was cut ({cause})");
+                self.lose(host, cause, REASON, (patience, NEXT_LEADER));
+            }
+            LinkEvent::Cut { host, since } => {
+                let cause = format!(
+                    "its host cannot be reached, because the network is cut or the machine is down (nothing that was \
+                     sent there for {since:.1?} arrived)"
                 );
-                let now = Instant::now();
-                let tell_at = now + patience + NEXT_LEADER * before as u32;
-                self.lost.get_or_insert(Lost { fail_at: now + REASON, failed: false, tell_at, failure });
+                // Whoever knows more is cut off.
+                self.lose(host, cause, Duration::ZERO, (Duration::ZERO, NEXT_ASKER));
             }
         }
+    }
+
+    /// Lets the ranks of this host know what was heard of all ranks of another.
+    fn note(&self, host: usize, presence: Presence) {
+        for &rank in &self.core.topology.hosts()[host].ranks {
+            self.core.control.set_presence(rank, presence);
+        }
+        self.core.control.bells().ring_all();
+    }
+
+    /// Takes a host for gone: its first rank failed by `cause`. This host's ranks hear of it after `reason`, and the user
+    /// after a patience that each further leader has for longer, unless somebody has told by then.
+    fn lose(&mut self, host: usize, cause: String, reason: Duration, (patience, next): (Duration, Duration)) {
+        let (core, hosts) = (&self.core, &self.core.roster.hosts);
+        // Not in the roster yet: a rank that found it there before the job has failed would give up by itself, and those
+        // who wait for that rank would hear of it and not of the cause.
+        self.gone.push(host);
+        // Leaders of hosts that are up, before this one.
+        let is_up = |host: &usize| hosts.state(*host) == HostState::Up && !self.gone.contains(host);
+        let before = (0..core.topology.host_index()).filter(is_up).count();
+        let rank = core.topology.hosts()[host].ranks[0];
+        let failure = Failure::new(rank as u32, core.topology.host_name(rank), cause);
+        let now = Instant::now();
+        let tell_at = now + patience + next * before as u32;
+        self.lost.get_or_insert(Lost { fail_at: now + reason, failed: false, tell_at, failure });
     }
 
     fn look_at_peers(&mut self) {
@@ -467,6 +542,8 @@ impl Watch {
     fn look_at_job(&mut self) {
         self.look_at_lost();
         self.look_at_pause();
+        self.look_at_departures();
+        self.look_at_summons();
         if self.core.control.aborted() {
             self.core.forward();
             self.look_at_telling();
@@ -501,14 +578,16 @@ impl Watch {
 
     fn look_at_lost(&mut self) {
         let now = Instant::now();
-        let Some(lost) = &mut self.lost else { return };
-        if !lost.failed && lost.fail_at <= now {
-            if !self.core.fail_untold(&lost.failure) {
+        if let Some(lost) = self.lost.as_mut().filter(|lost| !lost.failed && lost.fail_at <= now) {
+            lost.failed = self.core.fail_untold(&lost.failure);
+            if !lost.failed {
                 // Somebody knew the reason.
                 self.lost = None;
-                return;
             }
-            lost.failed = true;
+            for host in std::mem::take(&mut self.gone) {
+                self.core.roster.hosts.set(host, HostState::Lost);
+                self.note(host, Presence::Lost);
+            }
         }
         if let Some(lost) = self.lost.take_if(|lost| lost.failed && lost.tell_at <= now) {
             self.core.tell_user(&lost.failure);
@@ -524,6 +603,36 @@ impl Watch {
         {
             self.paused_until = until;
             links.pause(until.saturating_sub(time::monotonic()));
+        }
+    }
+
+    /// Tells the other hosts which ranks of this one have left. That the last has left, they hear by the goodbye.
+    fn look_at_departures(&mut self) {
+        let core = &self.core;
+        let Some(links) = core.links.as_ref().filter(|_| !core.control.aborted()) else { return };
+        let left = |local: usize| core.control.state(local) == MemberState::Left;
+        let new: Vec<usize> = (0..self.departed.len()).filter(|&local| !self.departed[local] && left(local)).collect();
+        if new.is_empty() || all_left(core) {
+            return;
+        }
+        let ranks: Vec<u32> = new.iter().map(|&local| core.topology.host().ranks[local] as u32).collect();
+        links.depart(&ranks);
+        new.into_iter().for_each(|local| self.departed[local] = true);
+    }
+
+    /// Passes a summons of this host on to the others.
+    fn look_at_summons(&mut self) {
+        let summons = self.core.control.summons();
+        if let Some(links) = &self.core.links
+            && summons != self.summons
+        {
+            self.summons = summons;
+            let now = Instant::now();
+            // Every rank that waits summons; once for all of them is enough.
+            if self.patrol_until.is_none_or(|until| until < now + PATROL - SUMMONS) {
+                self.patrol_until = Some(now + PATROL);
+                links.summon();
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::transport::sim::Network;
-use crate::transport::{Link, PIECE, Stamp};
+use crate::transport::{Link, Stamp};
 
 #[cfg(feature = "mpi")]
 use {crate::transport::mpi, std::sync::Arc};
@@ -20,19 +20,20 @@ pub(crate) enum World {
 }
 
 impl World {
-    /// A stream of messages between the ranks `ranks` (in set order), of which the rank `me` is one.
+    /// A stream of messages between the ranks `ranks` (in set order), of which the rank `me` is one. `piece`
+    /// is the largest message in bytes.
     ///
     /// # Errors
     /// A job without messages, or no room for another stream.
-    pub(crate) fn link(&self, stamp: Stamp, ranks: Vec<u32>, me: u32) -> Result<Box<dyn Link>> {
+    pub(crate) fn link(&self, stamp: Stamp, ranks: Vec<u32>, me: u32, piece: usize) -> Result<Box<dyn Link>> {
         match self {
             Self::Solo => Err(Error::argument("a job of one rank has nobody to send to")),
             Self::Threads(network) => {
                 let me = ranks.iter().position(|&rank| rank == me).unwrap_or(usize::MAX);
-                Ok(Box::new(network.link(stamp, ranks, me, PIECE)?))
+                Ok(Box::new(network.link(stamp, ranks, me, piece)?))
             }
             #[cfg(feature = "mpi")]
-            Self::Mpi(job) => Ok(Box::new(mpi::MpiChannel::new(job, stamp.set, stamp.channel, ranks, PIECE)?)),
+            Self::Mpi(job) => Ok(Box::new(mpi::MpiChannel::new(job, stamp.set, stamp.channel, ranks, piece)?)),
         }
     }
 

@@ -99,7 +99,7 @@ fn name_of(line: &str) -> &str {
 }
 
 fn mismatch(name: String, views: impl Iterator<Item = String>) -> Mismatch {
-    Mismatch { name, views: (0..).zip(views).collect() }
+    Mismatch::new(name, (0..).zip(views).collect())
 }
 
 #[cfg(test)]
@@ -128,9 +128,8 @@ mod tests {
         let same = view(&[("a", &[1]), ("b", &[3, 3])]);
         let text = difference(&[same.clone(), same, view(&[("a", &[1]), ("b", &[5, 5])])]);
         assert!(text.contains("parameter 1 of the model"), "{text}");
-        assert!(text.contains("rank 0: \"b\" f32 [3, 3]\n"), "{text}");
-        assert!(text.contains("rank 1: \"b\" f32 [3, 3]\n"), "{text}");
-        assert!(text.contains("rank 2: \"b\" f32 [5, 5]\n"), "{text}");
+        assert!(text.contains("  ranks 0-1: \"b\" f32 [3, 3]\n"), "{text}");
+        assert!(text.contains("  rank 2:    \"b\" f32 [5, 5]\n"), "{text}");
     }
 
     #[test]

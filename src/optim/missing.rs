@@ -19,7 +19,7 @@ pub(crate) fn missing_gradients(
     table[kolo.rank() * given.len()..][..given.len()].copy_from_slice(given);
     kolo.allreduce(wire_name, &mut table, ReduceOp::Sum)?;
     let views = table.chunks_exact(given.len()).map(|row| describe(names, row, passes));
-    Ok(Error::Mismatch(Arc::new(Mismatch { name: what, views: (0..).zip(views).collect() })))
+    Ok(Error::Mismatch(Arc::new(Mismatch::new(what, (0..).zip(views).collect()))))
 }
 
 /// What a rank lacks of a step, in words: the first few names, and how many more.

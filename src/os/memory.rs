@@ -110,6 +110,27 @@ impl Mapping {
         Self::map(fd, len, &what, false)
     }
 
+    /// Maps an empty file, which grows to `len` bytes. Its descriptor is kept for as long as the mapping.
+    pub(crate) fn file(fd: OwnedFd, what: &str, len: usize) -> Result<Self> {
+        let len = whole_pages(len)?;
+        check_limits(what, len)?;
+        loop {
+            match rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len as u64) {
+                Ok(()) => return Self::map(fd, len, what, true),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(Error::system(what.to_owned(), error)),
+            }
+        }
+    }
+
+    /// The memory as words, for who reads and writes it by atomics only.
+    pub(crate) fn words(&self) -> &[core::sync::atomic::AtomicU64] {
+        let words = self.len / size_of::<u64>();
+        // SAFETY: the mapping is page aligned, lives as long as `self`, and any bytes are a word. That nobody writes it but
+        // by atomics is for those who share it to keep: the maker of a file calls nothing else on its mapping.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), words) }
+    }
+
     fn map(fd: OwnedFd, len: usize, what: &str, keep: bool) -> Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
         let ptr = unsafe { mmap(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0) }

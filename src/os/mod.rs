@@ -5,8 +5,11 @@
 
 #![allow(unsafe_code, reason = "system calls and memory maps")]
 
+#[cfg(test)]
+pub(crate) mod counting;
 pub(crate) mod cpu;
 pub(crate) mod ending;
+pub(crate) mod folder;
 pub(crate) mod futex;
 pub(crate) mod host;
 pub(crate) mod memory;

@@ -9,7 +9,7 @@ pub(crate) use mesh::Grid;
 pub use mesh::Mesh;
 
 use crate::error::Result;
-use crate::handle::{NamedSet, Scope, Session};
+use crate::handle::{NamedSet, Scope, Session, Status};
 
 /// A set of ranks with named operations of its own.
 ///
@@ -59,6 +59,27 @@ impl ProcessSet {
     #[must_use]
     pub fn set_rank(&self, global: usize) -> Option<usize> {
         self.set.team().globals().iter().position(|&rank| rank as usize == global)
+    }
+
+    /// What this rank knows of the set's tensors that wait for ranks, and of what its ranks do.
+    ///
+    /// Local: it asks nobody and waits for nobody. It may be called from any thread, at any time, also while other
+    /// threads wait, and reads a file of `/proc` for each rank of this host.
+    ///
+    /// ```
+    /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
+    /// let handle = kolo.allreduce_async("loss", vec![1.0_f32], kolo::ReduceOp::Sum)?;
+    /// for tensor in kolo.world().status().pending {
+    ///     println!("{} waits for {:?} since {:?}", tensor.name, tensor.missing, tensor.age);
+    /// }
+    /// handle.wait()?;
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.set.status()
     }
 
     /// Lends tensors to operations that have all ended when it returns.

@@ -11,11 +11,12 @@ use super::Kolo;
 use super::door::{Door, Opened};
 use super::exchange::{Stop, Table, foreign};
 use super::home::Home;
-use crate::config::{Config, Loaded, Raw};
+use crate::config::{Config, Flight, Loaded, Raw};
 use crate::error::{Error, Result};
-use crate::event;
+use crate::event::{self, Nobody, Sink};
 use crate::fields::{put, take_array, take_text};
 use crate::membership::{Core, CoreParts, Job, JobParts, Live, WatchParts, Watcher, World, record_panics};
+use crate::observe::flight::{Recorder, Whose};
 use crate::os::process::Identity;
 use crate::os::{cpu, host, random};
 use crate::topology::{Place, Topology};
@@ -152,16 +153,52 @@ impl Ground {
     }
 }
 
+/// Who hears of the operations, and what is odd about it, for the first rank to tell.
+fn record(config: &Config, topology: &Topology, job: u128) -> (Arc<dyn Sink>, Vec<u8>) {
+    let pids: Vec<u32> = (0..topology.size()).map(|rank| topology.place(rank).pid).collect();
+    let processes = pids.iter().any(|pid| *pid != pids[0]);
+    let chosen = config.flight_dir.0.as_deref();
+    if config.flight == Flight::Off || !(processes || chosen.is_some()) {
+        return (Arc::new(Nobody), Vec::new());
+    }
+    let host = topology.host();
+    let (rank, size) = (topology.rank(), topology.size());
+    let whose = Whose { job, epoch: FIRST_EPOCH, rank, size, host: &host.name, neighbours: &host.ranks };
+    let keep = config.flight == Flight::Keep;
+    let error = match Recorder::in_file(&whose, config.flight_records, chosen, keep) {
+        Ok(recorder) => return (Arc::new(recorder), Vec::new()),
+        Err(error) => error.to_string().into_bytes(),
+    };
+    match Recorder::in_memory(&whose, config.flight_records) {
+        Ok(recorder) => (Arc::new(recorder), error),
+        Err(_) => (Arc::new(Nobody), error),
+    }
+}
+
+/// Warns of ranks whose flight records do not outlive them.
+fn tell_odds(odds: &[Vec<u8>]) {
+    let ranks: Vec<String> =
+        (0..odds.len()).filter(|&rank| !odds[rank].is_empty()).map(|rank| rank.to_string()).collect();
+    if let Some(first) = odds.iter().find(|odd| !odd.is_empty()) {
+        event::tell_warning(&format!(
+            "flight records of rank {} are lost if its process is ended: {}; name another directory with \
+             KOLO_FLIGHT_DIR, or set KOLO_FLIGHT=off",
+            ranks.join(", "),
+            String::from_utf8_lossy(first)
+        ));
+    }
+}
+
 fn launched_rank() -> Option<usize> {
     launched().and_then(|launcher| launcher.rank)
 }
 
 /// What a rank tells first.
-struct Hello {
-    id: u128,
-    key: JobKey,
-    place: Place,
-    agreement: Vec<String>,
+pub(super) struct Hello {
+    pub(super) id: u128,
+    pub(super) key: JobKey,
+    pub(super) place: Place,
+    pub(super) agreement: Vec<String>,
 }
 
 impl Hello {
@@ -179,7 +216,7 @@ impl Hello {
         Ok(Self { id, key: JobKey::generate()?, place, agreement: config.agreement() })
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         put(&mut out, &self.id.to_le_bytes());
         put(&mut out, self.key.bytes());
@@ -190,7 +227,7 @@ impl Hello {
         out
     }
 
-    fn decode(mut rest: &[u8]) -> Option<Self> {
+    pub(super) fn decode(mut rest: &[u8]) -> Option<Self> {
         let id = u128::from_le_bytes(take_array(&mut rest)?);
         let key = JobKey::from_bytes(take_array(&mut rest)?);
         let place = Place::decode(&mut rest)?;
@@ -231,16 +268,21 @@ fn join(
     home.close();
     let (world, door) = ready.map_err(Stop::own)?;
 
-    let opened = door.open(&topology, home.way, &greetings, (&key, id, FIRST_EPOCH), deadline);
+    let opened = door.open(&topology, home.way, &greetings, (&key, id, FIRST_EPOCH), &config);
+    let (sink, odd) = record(&config, &topology, id);
     let started = opened.and_then(|opened| {
         let Home { control, reserve, way, .. } = home;
         let Opened { doorway, nudge, links } = opened;
-        let parts = CoreParts { id, epoch: FIRST_EPOCH, topology, config, control, way, reserve, world, links, nudge };
+        let parts =
+            CoreParts { id, epoch: FIRST_EPOCH, topology, config, control, way, reserve, world, links, nudge, sink };
         let core = Arc::new(Core::new(parts));
         let start = |doorway| Watcher::start(WatchParts { core: Arc::clone(&core), doorway });
         let watcher = doorway.map(start).transpose()?;
         Ok((core, watcher))
     });
-    table.exchange(started.as_ref().map(|_| Vec::new()).map_err(Clone::clone))?;
+    let odds = table.exchange(started.as_ref().map(|_| odd).map_err(Clone::clone))?;
+    if table.rank() == 0 {
+        tell_odds(&odds);
+    }
     started.map_err(Stop::own)
 }

@@ -1,9 +1,9 @@
 //! How ranks will reach each other's watchers: pipes within a host, connections between the leaders of hosts.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::exchange::foreign;
+use crate::config::Config;
 use crate::error::Result;
 use crate::fields::{put, take, take_array};
 use crate::membership::{Doorway, Nudge, Way};
@@ -59,7 +59,7 @@ impl Door {
         way: Way,
         greetings: &[Vec<u8>],
         party: (&JobKey, u128, u64),
-        deadline: Duration,
+        config: &Config,
     ) -> Result<Opened> {
         let (key, job, epoch) = party;
         let own = self.doorway.as_ref().map(|doorway| Arc::clone(&doorway.write));
@@ -70,8 +70,9 @@ impl Door {
         // First of all, because the other leaders wait for it.
         if let Some(listener) = self.listener {
             let cards: Result<Vec<Card>> = topology.hosts().iter().map(|h| card(greetings, h.ranks[0])).collect();
-            let party = Party { me: topology.host_index(), hosts: &cards?, key, job, epoch };
-            opened.links = Some(connect(listener, &party, deadline)?);
+            let party =
+                Party { me: topology.host_index(), hosts: &cards?, key, job, epoch, timeout: config.host_timeout };
+            opened.links = Some(connect(listener, &party, config.deadline)?);
         } else {
             match Doorway::open_peer(pipe(greetings, topology.host().ranks[0])?) {
                 Ok(pipe) => opened.nudge.leader = Some(Arc::new(pipe)),

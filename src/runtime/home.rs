@@ -31,11 +31,15 @@ struct Layout {
     /// Of each rank.
     reserve: usize,
     ranks: usize,
+    /// Ranks of the job.
+    all: usize,
 }
 
 impl Layout {
-    fn new(ranks: usize, reserve: usize) -> Self {
-        Self { control: Control::bytes(ranks).next_multiple_of(PAGE), reserve: reserve.next_multiple_of(PAGE), ranks }
+    fn new(topology: &Topology, reserve: usize) -> Self {
+        let (ranks, all) = (topology.local_size(), topology.size());
+        let control = Control::bytes(ranks, all).next_multiple_of(PAGE);
+        Self { control, reserve: reserve.next_multiple_of(PAGE), ranks, all }
     }
 
     fn bytes(&self) -> Result<usize> {
@@ -105,7 +109,7 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     /// One way for all. With `last`, a rank that cannot open the memory stops the boot; else it is only told.
     fn run(&self, table: &mut Table, way: Way, last: bool) -> Result<(Result<Home>, bool), Stop> {
-        let layout = Layout::new(self.topology.local_size(), self.reserve);
+        let layout = Layout::new(self.topology, self.reserve);
         let offer = if self.topology.is_leader() { self.offer(way, layout).map(Some) } else { Ok(None) };
         let token = offer.as_ref().map(|offer| offer.as_ref().map(Offer::token).unwrap_or_default());
         let tokens = table.exchange(token.map_err(Clone::clone))?;
@@ -143,7 +147,7 @@ impl Attempt<'_> {
     }
 
     fn control(&self, mapping: &Arc<Mapping>, layout: Layout) -> Result<Control> {
-        Control::new(&Memory::new(Arc::clone(mapping)), layout.ranks, self.topology.local_rank())
+        Control::new(&Memory::new(Arc::clone(mapping)), layout.ranks, layout.all, self.topology.local_rank())
     }
 }
 

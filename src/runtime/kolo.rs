@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::engine::Ground;
 use crate::error::{Error, Result};
-use crate::handle::Session;
+use crate::handle::{Session, Status};
 use crate::membership::Job;
 use crate::process_set::ProcessSet;
 use crate::tensor::{Element, SharedBuffer};
@@ -123,6 +123,13 @@ impl Kolo {
         self.job.check()
     }
 
+    /// What this rank knows of tensors that wait for ranks, and of what every rank does: [`ProcessSet::status`] of all
+    /// ranks.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.world().status()
+    }
+
     /// Asks all ranks to be patient for so long: deadlines and warnings of waits count from then on.
     ///
     /// For work on one rank that the others wait for: an evaluation, a long checkpoint.
@@ -177,6 +184,25 @@ mod tests {
         });
         for left in paused.expect("nobody failed") {
             assert!(left > Duration::from_secs(900) && left <= Duration::from_secs(1000), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn a_departure_is_known_to_every_rank_of_every_host() {
+        for leaver in 0..4 {
+            let gone = Builder::new().hosts([2, 2]).threads(4, |kolo| {
+                if kolo.rank() == leaver {
+                    return;
+                }
+                let absence = loop {
+                    match kolo.job.roster.missing(leaver) {
+                        Some(absence) => break absence,
+                        None => std::thread::yield_now(),
+                    }
+                };
+                assert!(absence.is_final(), "{absence}");
+            });
+            gone.expect("nobody failed");
         }
     }
 }

@@ -4,6 +4,8 @@ mod boot;
 mod builder;
 mod door;
 mod exchange;
+#[cfg(all(test, not(kolo_loom)))]
+mod fuzz;
 mod guard;
 mod home;
 mod kolo;

@@ -4,6 +4,8 @@
 #![allow(unsafe_code, reason = "MPI and shared memory are spoken to here")]
 
 pub(crate) mod bootstrap;
+#[cfg(all(test, feature = "mpi", not(kolo_loom)))]
+mod fuzz;
 pub(crate) mod launcher;
 pub(crate) mod link;
 #[cfg(feature = "mpi")]

@@ -1,16 +1,18 @@
 //! `cargo xtask`: the project's tasks, in Rust, so that they run wherever kolo builds.
 
 mod demo;
+mod fuzzing;
 mod setup;
+mod soak;
 mod suites;
 mod workspace;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 const HELP: &str = "\
-The tasks of this repository. Both install an MPI and libclang first, if they are missing.
+The tasks of this repository. All install an MPI and libclang first, if they are missing.
 
 cargo xtask demo [-- [-np N] [ARGUMENTS]]
     Trains on the digits data with N ranks (2 if not given). ARGUMENTS go to examples/03_digits.rs: try `-- --help`.
@@ -21,6 +23,20 @@ cargo xtask test [--full] [--keep-going] [--only SUITE]... [--list]
     --keep-going  runs the other suites after one has failed
     --only SUITE  runs this suite (repeatable), long or not
     --list        names the suites with their budgets
+
+cargo xtask faults [--rounds N] [--seed S] [--round R]
+    Breaks N jobs of 4 ranks (200 if not given), each in one way at a random moment, and judges how they take it: on one
+    host, on 2 pretended ones and, as root, on 2 hosts made out of namespaces. The last line counts the failures.
+    --seed S   the moments and the order: a round that fails prints its seed
+    --round R  only this round
+
+cargo xtask fuzz [--seconds N]
+    Feeds damaged and random bytes to everything that reads what others wrote, for N seconds in all (60 if not given), from
+    new seeds. A failure prints its seed, and KOLO_SEED runs that one again.
+
+cargo xtask soak [--rounds N]
+    Runs jobs of 4 ranks for N rounds of 50 tensors (10000 if not given), on one host and on two pretended ones: memory,
+    threads, descriptors and segments of each rank must stay flat.
 ";
 
 fn main() -> ExitCode {
@@ -38,6 +54,9 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
     match arguments.split_first() {
         Some((task, rest)) if task == "demo" => demo::run(rest),
         Some((task, rest)) if task == "test" => suites::run(rest),
+        Some((task, rest)) if task == "faults" => faults(rest),
+        Some((task, rest)) if task == "fuzz" => fuzzing::task(rest),
+        Some((task, rest)) if task == "soak" => soak::task(rest),
         Some((task, _)) if matches!(task.as_str(), "help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(ExitCode::SUCCESS)
@@ -45,4 +64,16 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         Some((task, _)) => bail!("there is no task {task:?}\n\n{HELP}"),
         None => bail!("which task?\n\n{HELP}"),
     }
+}
+
+/// The rounds are a test binary, which speaks for itself.
+fn faults(words: &[String]) -> Result<ExitCode> {
+    setup::ensure()?;
+    setup::ensure_network_programs()?;
+    let all = ["--rounds", "200"].map(str::to_owned);
+    let rounds = if words.iter().any(|word| word.starts_with("--round")) { &[][..] } else { &all[..] };
+    let mut command = workspace::cargo(&["test", "--quiet", "--test", suites::ROUNDS, "--"]);
+    command.args(rounds).args(words);
+    let status = command.status().with_context(|| format!("cannot start {}", workspace::typed(&command)))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

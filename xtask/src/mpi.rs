@@ -11,7 +11,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 
 /// Variables in which launchers tell a process its rank.
-const RANK_VARIABLES: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PMI_ID"];
+pub(crate) const RANK_VARIABLES: [&str; 4] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PMI_ID"];
 
 /// Variables in which launchers tell a process how many ranks there are.
 const SIZE_VARIABLES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];

@@ -80,6 +80,19 @@ enum Event {
 /// When the command cannot be started or waited for. That it fails, or takes too long, is not an error of this call:
 /// look at [`Finished`].
 pub fn run(command: &mut Command, limit: Duration, echo: Echo) -> io::Result<Finished> {
+    run_with(command, limit, echo, |_| {})
+}
+
+/// As [`run`], and calls `heard` with each line of output as it comes.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(
+    command: &mut Command,
+    limit: Duration,
+    echo: Echo,
+    mut heard: impl FnMut(&str),
+) -> io::Result<Finished> {
     let mark = next_mark();
     let started = Instant::now();
     let (reader, writer) = io::pipe()?;
@@ -115,6 +128,7 @@ pub fn run(command: &mut Command, limit: Duration, echo: Echo) -> io::Result<Fin
                     out.write_all(line.as_bytes()).and_then(|()| out.flush())?;
                 }
                 output.push_str(&line);
+                heard(&line);
             }
             Ok(Event::OutputClosed) => closed = true,
             Ok(Event::Ended(ended)) => {
@@ -174,17 +188,23 @@ fn kill_marked(mark: &str) -> Vec<i32> {
     }
 }
 
-/// Living processes that carry `mark`. A zombie has no environment, so it does not count.
+/// Living processes that carry `mark`.
 fn marked(mark: &str) -> Vec<Pid> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let wanted = format!("{MARK}={mark}");
-    entries
-        .filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?))
-        .filter(|pid| {
-            let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
-            environment.split(|&byte| byte == 0).any(|variable| variable.starts_with(wanted.as_bytes()))
-        })
-        .collect()
+    let carries = |environment: &[&[u8]]| environment.iter().any(|word| word.starts_with(wanted.as_bytes()));
+    living(|environment| carries(environment).then_some(())).into_iter().map(|((), pid)| pid).collect()
+}
+
+/// Living processes of which `choose` likes the environment, with what it says. A zombie has none, so it does not count.
+pub(crate) fn living<T>(choose: impl Fn(&[&[u8]]) -> Option<T>) -> Vec<(T, Pid)> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?));
+    let chosen = pids.filter_map(|pid| {
+        let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+        let words: Vec<&[u8]> = environment.split(|&byte| byte == 0).collect();
+        Some((choose(&words)?, pid))
+    });
+    chosen.collect()
 }
 
 #[cfg(test)]

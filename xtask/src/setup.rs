@@ -1,12 +1,14 @@
 //! What building and starting kolo needs besides Rust and a C compiler: an MPI, and libclang, by which the bindings to
 //! MPI are generated. Where apt-get rules, what is missing is installed; elsewhere the packages are named.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use xtask::mpi::{Flavour, Launcher};
+use xtask::network::PROGRAMS;
 
 /// Makes sure that kolo can be built and started, and returns the launcher.
 ///
@@ -26,6 +28,24 @@ pub(crate) fn ensure() -> Result<Launcher> {
     let launcher = Launcher::find()?;
     same_mpi(&launcher)?;
     Ok(launcher)
+}
+
+/// Installs what hosts out of namespaces are made with, where it is missing and apt-get rules. Elsewhere the attempt to
+/// make them says what is missing.
+///
+/// # Errors
+/// When the installation fails.
+pub(crate) fn ensure_network_programs() -> Result<()> {
+    let missing = PROGRAMS.iter().filter(|(program, _)| !answers(program, "-V")).map(|(_, package)| *package);
+    let packages: BTreeSet<&str> = missing.collect();
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    if packages.is_empty() || System::parse(&release) != System::Apt || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = packages.into_iter().collect();
+    println!("installing {}", packages.join(" "));
+    apt_get(&["update"])?;
+    apt_get(&[&["install", "--yes", "--no-install-recommends"], packages.as_slice()].concat())
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,7 @@
 //! The cases, one a command.
 
 pub(crate) mod allreduce;
+pub(crate) mod flight;
 pub(crate) mod list;
 pub(crate) mod quiet;
 

@@ -70,6 +70,7 @@ fn seeded_programs_on_weak_memory() {
                 total.withdrawn += seen.withdrawn;
                 total.poisoned += seen.poisoned;
                 total.lost += seen.lost;
+                total.timed_out += seen.timed_out;
             }
             Err(panic) => {
                 eprintln!("the simulation fails with KOLO_SEED={seed}");
@@ -80,8 +81,9 @@ fn seeded_programs_on_weak_memory() {
     eprintln!("{count} seeds: {total:?}");
     // A simulation that never gets there proves nothing.
     if count >= 200 {
-        let Seen { cached, assigned, reassigned, uncached, evicted, failed, withdrawn, poisoned, lost } = total;
-        for seen in [cached, assigned, reassigned, uncached, evicted, failed, withdrawn, poisoned, lost] {
+        let Seen { cached, assigned, reassigned, uncached, evicted, failed, withdrawn, poisoned, lost, timed_out } =
+            total;
+        for seen in [cached, assigned, reassigned, uncached, evicted, failed, withdrawn, poisoned, lost, timed_out] {
             assert!(seen > 0, "some rule was never used: {total:?}");
         }
     }

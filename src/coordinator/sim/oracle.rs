@@ -55,6 +55,8 @@ pub(super) struct Oracle {
     pub(super) seen: Seen,
     /// An entry runs what a rank has withdrawn: that rank poisons the set when it gets there, and later entries count no more.
     doomed: bool,
+    /// The entry that gave up on a name: the set ends there.
+    pub(super) timed_out: Option<(u64, usize)>,
     checked: u64,
     evictions: Vec<(u64, u32)>,
 }
@@ -70,6 +72,7 @@ pub(super) struct Seen {
     pub(super) withdrawn: u64,
     pub(super) poisoned: u64,
     pub(super) lost: u64,
+    pub(super) timed_out: u64,
 }
 
 impl Oracle {
@@ -82,6 +85,7 @@ impl Oracle {
             batches: Vec::new(),
             seen: Seen::default(),
             doomed: false,
+            timed_out: None,
             checked: 0,
             evictions: Vec::new(),
         }
@@ -166,9 +170,41 @@ impl Oracle {
                     *state = State::Taken(index, Outcome::Cancelled);
                 }
                 Item::Fail { name, .. } => self.fail(index, name),
-                Item::Timeout { name, .. } => panic!("'{name}' timed out"),
+                Item::Timeout { name, missing, silent, .. } => {
+                    let name = self.name(name);
+                    let (present, late) = self.attendance(name);
+                    assert!(!present.is_empty() && !late.is_empty(), "entry {index} gives up on {name} for no reason");
+                    assert_eq!(missing, late, "entry {index} gives up on {name}");
+                    assert_eq!(silent, [], "everybody answers");
+                    self.timed_out.get_or_insert((index, name));
+                    self.seen.timed_out += 1;
+                }
             }
         }
+    }
+
+    /// The ranks that submitted a name, and those that did not.
+    fn attendance(&self, name: usize) -> (Vec<u32>, Vec<u32>) {
+        let live = |rank: &u32| matches!(self.state[*rank as usize][name], State::Live(_));
+        (0..self.state.len() as u32).partition(live)
+    }
+
+    /// Names that wait for ranks, each as a warning must list it.
+    pub(super) fn stalled(&self) -> Vec<String> {
+        let words = |ranks: &[u32]| {
+            let runs = ranks.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+                [one] => format!("{}", 100 + one),
+                run => format!("{}-{}", 100 + run[0], 100 + run[run.len() - 1]),
+            });
+            let plural = if ranks.len() == 1 { "" } else { "s" };
+            format!("rank{plural} {}", runs.collect::<Vec<_>>().join(", "))
+        };
+        let line = |name: usize| {
+            let (present, late) = self.attendance(name);
+            let stalls = !present.is_empty() && !late.is_empty();
+            stalls.then(|| format!("'{}': submitted by {}; not by {}", self.names[name], words(&present), words(&late)))
+        };
+        (0..self.names.len()).filter_map(line).collect()
     }
 
     fn cancel_bits(&mut self, index: u64, name: usize, slot: u32) {

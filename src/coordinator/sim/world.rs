@@ -68,6 +68,11 @@ pub(super) struct World {
     faults: bool,
     /// A rank found that it had withdrawn what ran.
     poisoned: bool,
+    /// These ranks submit nothing after the chaos; they only look after what others say.
+    idle: Vec<bool>,
+    /// Nobody submits or withdraws anything any more.
+    still: bool,
+    warnings: Vec<String>,
 }
 
 impl World {
@@ -91,8 +96,12 @@ impl World {
             max_message: 4096 + 64,
             fusion_bytes: if random.chance(1, 3) { 40 } else { 1 << 20 },
             evict_after: random.below(6) as u64,
+            stall_warn: Duration::from_secs(4),
+            stall_deadline: Duration::from_secs(6),
             ..Params::default()
         };
+        let stalls = random.chance(1, 6);
+        let idle: Vec<bool> = (0..size).map(|_| stalls && random.chance(1, 3)).collect();
         let mut ranks: Vec<Rank> = Vec::new();
         for me in 0..size as u32 {
             let topology =
@@ -131,6 +140,9 @@ impl World {
             withdrawals: random.chance(1, 4),
             faults: random.chance(1, 2),
             poisoned: false,
+            idle,
+            still: false,
+            warnings: Vec::new(),
             hosts,
             params,
             ranks,
@@ -185,6 +197,10 @@ impl World {
         for memory in &mut self.memories {
             memory.fair = true;
         }
+        if self.idle.contains(&true) && !self.poisoned {
+            self.stall();
+            return self.oracle.seen;
+        }
         for round in 0.. {
             if self.poisoned || self.is_done() {
                 break;
@@ -205,6 +221,47 @@ impl World {
             self.finish()
         }
         self.oracle.seen
+    }
+
+    /// Some ranks go idle. Whoever waits for them is told, and at the deadline gets an error that names them all.
+    fn stall(&mut self) {
+        for round in 0..250 {
+            self.still = round >= 150;
+            for rank in (0..self.ranks.len()).flat_map(|rank| [rank; 12]) {
+                self.act(rank);
+                if self.poisoned {
+                    return self.finish_poisoned();
+                }
+            }
+        }
+        let stalled = self.oracle.stalled();
+        let begin = self.now;
+        while self.now < begin + self.params.stall_deadline + self.params.grace && self.oracle.timed_out.is_none() {
+            self.now += Duration::from_millis(50);
+            for rank in (0..self.ranks.len()).flat_map(|rank| [rank; 24]) {
+                self.drive(rank);
+            }
+        }
+        assert_eq!(self.oracle.timed_out.is_some(), !stalled.is_empty(), "{stalled:?}: {}", self.describe());
+        if stalled.is_empty() {
+            return;
+        }
+        // A warning lists the first of many.
+        let told = self
+            .warnings
+            .iter()
+            .any(|text| stalled.iter().filter(|line| text.contains(*line)).count() >= stalled.len().min(6));
+        assert!(told, "{stalled:?} must be in {:?}: {}", self.warnings, self.describe());
+        for _ in 0..200 {
+            for rank in 0..self.ranks.len() {
+                self.drive(rank);
+            }
+        }
+        let ended = self
+            .ranks
+            .iter()
+            .all(|rank| rank.flights.iter().chain(&rank.parked).flatten().all(|flight| flight.ticket.is_none()));
+        assert!(ended, "a ticket got nothing: {}", self.describe());
     }
 
     fn finish(&mut self) {
@@ -265,7 +322,8 @@ impl World {
         if let Some(action) = self.ranks[rank].actions.pop_front() {
             return self.carry_out(rank, action);
         }
-        if self.random.chance(2, 5) {
+        let silent = self.still || (self.idle[rank] && self.memories[0].fair);
+        if !silent && self.random.chance(2, 5) {
             self.program(rank);
         } else {
             self.drive(rank);
@@ -400,7 +458,8 @@ impl World {
                 assert!(bytes.len() <= self.params.max_message);
                 self.channels[host][to].push_back(bytes);
             }
-            Action::Executed(_) | Action::WakeAt(_) | Action::Warn(_) => {}
+            Action::Warn { text, news, .. } => self.warnings.extend(news.then_some(text)),
+            Action::Executed(_) | Action::WakeAt(_) | Action::Summon => {}
             other => panic!("{other:?} is not carried out here"),
         }
     }
@@ -469,6 +528,9 @@ impl World {
             self.ranks[rank].late = usize::MAX;
             return;
         }
+        if let Some((_, name)) = self.oracle.timed_out.filter(|(at, _)| *at == index) {
+            return self.process_timeout(rank, index, bytes, name);
+        }
         let mut expected: Vec<(Ticket, Outcome)> = Vec::new();
         let mut poison = false;
         for name in 0..self.names.len() {
@@ -527,6 +589,31 @@ impl World {
         expected.sort_by_key(|(ticket, _)| *ticket);
         got.sort_by_key(|(ticket, _)| *ticket);
         assert_eq!(got, expected, "rank {rank}, entry {index}");
+    }
+
+    /// The entry gives up on `name`: its submission gets an error that says so, all others one that says why.
+    fn process_timeout(&mut self, rank: usize, index: u64, bytes: &[u8], name: usize) {
+        self.ranks[rank].late = usize::MAX;
+        let actions = self.step_for(rank, Event::Entry { index, bytes });
+        let mut poisons = 0;
+        for action in actions {
+            match action {
+                Action::Fail { ticket, error } => {
+                    let own = self.owners[ticket.0 as usize] == name;
+                    let fits =
+                        if own { matches!(error, Error::Timeout { .. }) } else { matches!(error, Error::Poisoned(_)) };
+                    assert!(fits, "rank {rank}, entry {index}: {error}");
+                    assert!(error.to_string().contains(&format!("tensor '{}'", self.names[name])), "{error}");
+                    let rank = &mut self.ranks[rank];
+                    let flights = rank.flights.iter_mut().chain(&mut rank.parked);
+                    let flight = flights.flatten().find(|flight| flight.ticket == Some(ticket)).expect("in flight");
+                    flight.ticket = None;
+                }
+                Action::Poison(_) => poisons += 1,
+                other => self.ranks[rank].actions.push_back(other),
+            }
+        }
+        assert_eq!((poisons, self.ranks[rank].coordinator.pending()), (1, 0), "rank {rank}, entry {index}");
     }
 
     fn check_poison(&mut self, rank: usize, index: u64, actions: Vec<Action>) {

@@ -1,5 +1,6 @@
 //! One test a rule, on a small network whose memory is immediate; `sim` covers the orders in which things can be seen.
 
+mod fuzz;
 mod hostile;
 mod hosts;
 mod rules;
@@ -28,6 +29,7 @@ struct Net {
     failed: Vec<Vec<(Ticket, Error)>>,
     poisons: Vec<Vec<Error>>,
     warnings: Vec<Vec<String>>,
+    summons: Vec<usize>,
     /// These ranks do nothing in `settle`.
     asleep: Vec<bool>,
     /// Messages between hosts stay where they are.
@@ -68,6 +70,7 @@ impl Net {
             failed: vec![Vec::new(); size],
             poisons: vec![Vec::new(); size],
             warnings: vec![Vec::new(); size],
+            summons: vec![0; size],
             asleep: vec![false; size],
             held: false,
             hosts,
@@ -103,8 +106,9 @@ impl Net {
                 Action::Run(batch) => self.batches[rank].push(batch),
                 Action::Fail { ticket, error } => self.failed[rank].push((ticket, error)),
                 Action::Poison(error) => self.poisons[rank].push(error),
-                Action::Warn(text) => self.warnings[rank].push(text),
+                Action::Warn { text, news, .. } => self.warnings[rank].extend(news.then_some(text)),
                 Action::SendHost { host: to, bytes } => self.channels[host][to].push_back(bytes),
+                Action::Summon => self.summons[rank] += 1,
                 Action::Executed(_) | Action::WakeAt(_) => {}
             }
         }

@@ -114,7 +114,9 @@ fn roots_are_compared() {
     net.submit(0, 1, &Request::broadcast("b", DType::U8, vec![3], 0));
     net.submit(1, 1, &Request::broadcast("b", DType::U8, vec![3], 1));
     net.settle();
-    assert!(net.failures(0)[0].1.contains("rank 11: broadcast from 1 of u8[3]"), "{:?}", net.failures(0));
+    let text = &net.failures(0)[0].1;
+    assert!(text.contains("(operation):") && text.contains("  rank 11  broadcast from 1\n"), "{text}");
+    assert!(text.contains("equal on all: u8, [3], host memory\n"), "{text}");
 }
 
 #[test]

@@ -83,14 +83,137 @@ fn the_deadline_names_tensor_and_ranks_everywhere_and_poisons() {
 
 #[test]
 fn a_silent_log_is_given_up_by_itself() {
-    let params = Params { stall_deadline: Duration::from_secs(5), window: Duration::ZERO, ..Params::default() };
-    let mut net = Net::new(&[1, 1], params);
+    let five = Duration::from_secs(5);
+    let params = Params { stall_deadline: five, grace: five, window: Duration::ZERO, ..Params::default() };
+    let mut net = Net::new(&[1, 1], params.clone());
     net.asleep[0] = true;
     net.submit(1, 1, &f32s("a", 1));
-    net.pass(6900);
+    net.pass(9900);
     assert!(net.failed[1].is_empty());
     net.pass(500);
-    assert!(net.failures(1)[0].1.contains("the rank that decides does not answer"), "{:?}", net.failures(1));
+    let text = &net.failures(1)[0].1;
+    assert!(text.contains("tensor 'a'") && text.contains("rank 10 does not answer"), "{text}");
+
+    // A rank behind two leaders that do not answer names both.
+    let mut net = Net::new(&[1, 2], params);
+    (net.asleep[0], net.asleep[1]) = (true, true);
+    net.submit(2, 1, &f32s("a", 1));
+    net.pass(10_500);
+    assert!(net.failures(2)[0].1.contains("ranks 10-11 do not answer"), "{:?}", net.failures(2));
+}
+
+/// Everybody but `idle` submits a name, at first or again; what the ranks that wait for it are told.
+fn with_idle(layout: &[usize], idle: &[usize], cached: bool) -> Net {
+    let params = Params {
+        stall_warn: Duration::from_secs(2),
+        stall_deadline: Duration::from_secs(5),
+        window: Duration::ZERO,
+        ..Params::default()
+    };
+    let mut net = Net::new(layout, params);
+    if cached {
+        net.submit_all(0, &f32s("x", 1));
+        net.settle();
+    }
+    for rank in (0..net.size()).filter(|rank| !idle.contains(rank)) {
+        net.submit(rank, 1, &f32s("x", 1));
+    }
+    net.pass(5500);
+    net
+}
+
+fn words(ranks: &[usize]) -> String {
+    let runs = ranks.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [one] => format!("{}", 10 + one),
+        run => format!("{}-{}", 10 + run[0], 10 + run[run.len() - 1]),
+    });
+    format!("rank{} {}", if ranks.len() == 1 { "" } else { "s" }, runs.collect::<Vec<_>>().join(", "))
+}
+
+#[test]
+fn whoever_is_idle_is_named_by_warning_and_deadline_and_nobody_else() {
+    for layout in [&[3][..], &[2, 2], &[1, 1, 2], &[1, 3], &[3, 2]] {
+        let size: usize = layout.iter().sum();
+        for (idle, cached) in (1..(1_usize << size) - 1).flat_map(|idle| [(idle, false), (idle, true)]) {
+            let (idle, waiting): (Vec<usize>, Vec<usize>) = (0..size).partition(|rank| idle >> rank & 1 == 1);
+            let net = with_idle(layout, &idle, cached);
+            let what = format!("{layout:?}, {idle:?} idle, cached: {cached}");
+            let warning = format!("\n  'x': submitted by {}; not by {}\n", words(&waiting), words(&idle));
+            let told = net.warnings.concat();
+            assert!(told.len() == 1 && told[0].contains(&warning), "{what}: {told:?}");
+            for rank in waiting {
+                let text = &net.failures(rank)[0].1;
+                assert!(text.starts_with("tensor 'x': gave up after 5"), "{what}: {text}");
+                assert!(text.contains(&format!("; {} did not submit it;", words(&idle))), "{what}: {text}");
+                assert!(layout.len() == 1 || net.summons[rank] > 0, "{what}: nobody would call the idle leaders");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_deadline_too_short_for_a_warning_names_nobody_who_came() {
+    for layout in [&[2, 2][..], &[1, 3], &[1, 1, 2]] {
+        let mut net = Net::new(layout, Params { window: Duration::ZERO, ..Params::default() });
+        let request = f32s("x", 1);
+        net.submit_all(0, &request);
+        net.settle();
+        // Rank 2 stays away; the leader of its host, or another member of it, is there.
+        let deadline = Some(Duration::from_millis(40));
+        for rank in [0, 1, 3] {
+            net.step(rank, Event::Submit { ticket: Ticket(1), request: &request, urgent: true, deadline });
+        }
+        net.pass(200);
+        for rank in [0, 1, 3] {
+            let text = &net.failures(rank)[0].1;
+            assert!(text.contains("; rank 12 did not submit it;"), "{layout:?}: {text}");
+        }
+    }
+}
+
+#[test]
+fn ranks_behind_a_silent_leader_are_not_called_late() {
+    let params = Params {
+        stall_warn: Duration::from_secs(2),
+        stall_deadline: Duration::from_secs(5),
+        window: Duration::ZERO,
+        ..Params::default()
+    };
+    let mut net = Net::new(&[2, 2, 1], params);
+    net.asleep[2] = true;
+    net.submit(0, 1, &f32s("x", 1));
+    net.submit(3, 1, &f32s("x", 1));
+    net.submit(4, 1, &f32s("x", 1));
+    net.pass(6500);
+    let warning =
+        "'x': submitted by ranks 10, 14; not by rank 11; not known of ranks 12-13, as rank 12 does not answer";
+    assert!(net.warnings.concat().last().is_some_and(|text| text.contains(warning)), "{:?}", net.warnings);
+    let wanted = "rank 11 did not submit it; rank 12 does not answer for its host;";
+    for rank in [0, 4] {
+        assert!(net.failures(rank)[0].1.contains(wanted), "{:?}", net.failures(rank));
+    }
+}
+
+#[test]
+fn disjoint_names_of_several_hosts_are_listed_by_the_first_leader() {
+    for layout in [&[2, 2][..], &[1, 1, 2]] {
+        let mut net = Net::new(layout, Params { window: Duration::ZERO, ..Params::default() });
+        for name in ["a", "b", "c", "d"] {
+            net.submit_all(0, &f32s(name, 1));
+            net.settle();
+        }
+        for (rank, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            net.submit(rank, 1, &f32s(name, 1));
+        }
+        net.pass(1000);
+        assert_eq!(net.warnings[0].len(), 1, "{layout:?}: {:?}", net.warnings);
+        for (rank, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            let others: Vec<usize> = (0..4).filter(|other| *other != rank).collect();
+            let line = format!("'{name}': submitted by {}; not by {}", words(&[rank]), words(&others));
+            assert!(net.warnings[0][0].contains(&line), "{layout:?}: {}", net.warnings[0][0]);
+        }
+        assert!(net.warnings[1..].concat().is_empty(), "one rank speaks");
+    }
 }
 
 #[test]

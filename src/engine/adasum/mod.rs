@@ -29,6 +29,7 @@ use crate::error::Result;
 use crate::plan::meet::Meeting;
 use crate::plan::{Combine, Span, Values};
 use crate::tensor::{DType, Piece, RawSlice, ReduceOp};
+use crate::transport::Link;
 use crate::transport::shm::Fingerprint;
 
 /// Elements of a block, for each 16 ranks: the more ranks, the more pairs, and the dot products shall stay small beside
@@ -189,7 +190,7 @@ impl MeetRun {
             }
             self.agreed = true;
         }
-        let link = channel.link.as_mut();
+        let link = &mut channel.link;
         link.progress()?;
         let mut area = Meet { table: &mut self.table, blocks, sums };
         self.exchange.poll(link, &|rank| rank, &mut self.greetings, &mut area, &|_| (true, true))

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::super::{Handle, NamedSet, Options};
 use super::world::sets;
 use crate::coordinator::{Kind, Params};
-use crate::engine::testing::Shape;
+use crate::engine::testing::{Random, Shape};
 use crate::error::{Error, Result};
 use crate::os::time;
 use crate::tensor::ReduceOp;
@@ -140,6 +140,120 @@ fn a_deadline_passes_whatever_else_goes_on() {
         let error = outcome(late).expect_err("rank 0 never came");
         assert!(matches!(error, Error::Timeout { .. }), "{error}");
         assert!(error.to_string().contains("tensor 'late'") && error.to_string().contains("rank 0"), "{error}");
+    }
+}
+
+#[test]
+fn an_idle_leader_attends_when_it_is_summoned_and_names_who_is_late() {
+    // Rank 0 decides, rank 2 leads the other host: neither has anything in flight.
+    let mut ranks = Ranks::new(&[2, 2], &Params::default());
+    let options = || Options { deadline: Some(Duration::from_secs(1)), ..Options::default() };
+    let waiting = [1, 3].map(|rank| ranks.begin(rank, "late", options()));
+    ranks.until(|ranks| ranks.time > Duration::from_millis(300));
+    assert_eq!([0, 2].map(|rank| ranks.sets[rank].driver.busy()), [0, 0], "nobody called them");
+    for rank in 0..4 {
+        ranks.sets[rank].driver.port().control.summon_members();
+        ranks.sets[rank].driver.heed_summons();
+    }
+    assert_eq!([0, 2].map(|rank| ranks.sets[rank].driver.busy()), [1, 1]);
+    ranks.sleep(Duration::from_millis(700));
+    ranks.until(|_| waiting.iter().all(|handle| handle.poll()));
+    for handle in waiting {
+        let error = outcome(handle).expect_err("two stay away").to_string();
+        assert!(error.contains("tensor 'late'") && error.contains("ranks 0, 2 did not submit it"), "{error}");
+    }
+    ranks.sleep(Duration::from_secs(3));
+    ranks.until(|ranks| ranks.sets.iter().all(|set| set.driver.busy() == 0));
+}
+
+#[test]
+fn a_farewell_of_one_host_does_not_overtake_what_the_log_says() {
+    for seed in 0..60 {
+        let mut random = Random(seed);
+        let shape = Shape { hosts: vec![1, 1, 2], seed, ..Shape::one_host(1) };
+        let mut ranks = Ranks { sets: sets(&shape, &Params::default()), time: Duration::ZERO };
+        let options = || Options { deadline: Some(Duration::from_millis(1)), ..Options::default() };
+        let handles = [0, 1, 3].map(|rank| ranks.begin(rank, "late", options()));
+        // Rank 2 leads ranks 2 and 3, and has nothing in flight.
+        ranks.sets[2].attend();
+        ranks.sleep(Duration::from_millis(2));
+        for turn in 0.. {
+            if handles.iter().all(|handle| handle.poll()) {
+                break;
+            }
+            ranks.poll(random.below(4));
+            assert!(turn < 100_000, "nothing comes of it: {:?}", ranks.sets);
+        }
+        for handle in handles {
+            let error = outcome(handle).expect_err("rank 2 stays away");
+            assert!(error.to_string().contains("; rank 2 did not submit it;"), "seed {seed}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_everyone_has_done_his_part_of_ends_well_whatever_comes_after() {
+    let mut met = 0;
+    for seed in 0..120 {
+        let mut random = Random(seed);
+        let hosts = [vec![2], vec![1, 1], vec![2, 1]][random.below(3)].clone();
+        let last = hosts.iter().sum::<usize>() - 1;
+        let shape = Shape { hosts, seed, ..Shape::one_host(1) };
+        let mut ranks = Ranks { sets: sets(&shape, &Params::default()), time: Duration::ZERO };
+        let mut handles: Vec<_> = (0..=last).map(|rank| ranks.begin(rank, "x", Options::default())).collect();
+        while !handles[0].poll() {
+            ranks.poll(random.below(last + 1));
+        }
+        if handles.iter().all(|handle| handle.poll()) {
+            continue;
+        }
+        // Rank 0 is done with it, and ends the set before the others are.
+        met += 1;
+        let set = Arc::clone(&ranks.sets[0]);
+        assert!(catch_unwind(AssertUnwindSafe(|| set.panic_inside())).is_err());
+        assert!(set.owned("y", SUM, vec![1.0_f32], Options::default()).is_err());
+        let next = ranks.begin(last, "y", Options::default());
+        ranks.until(|_| next.poll() && handles.iter().all(|handle| handle.poll()));
+        for handle in handles.drain(..) {
+            assert_eq!(outcome(handle).expect("all did their part"), vec![last as f32 + 1.0; 3], "seed {seed}");
+        }
+        let error = outcome(next).expect_err("the set is over").to_string();
+        assert!(error.contains("'y' cannot end: rank 0 left, did not come, or gave up"), "seed {seed}: {error}");
+    }
+    assert!(met > 10, "{met}: the case must come up");
+}
+
+#[test]
+fn an_idle_leader_attends_for_a_while_and_goes_back_to_sleep() {
+    let mut ranks = Ranks::new(&[1, 1], &Params::default());
+    ranks.sets[0].driver.port().control.summon_members();
+    ranks.sets[0].driver.heed_summons();
+    assert_eq!(ranks.sets[0].driver.busy(), 1);
+    ranks.sleep(Duration::from_secs(2));
+    ranks.poll(0);
+    assert_eq!(ranks.sets[0].driver.busy(), 0);
+    // Heard once is heard.
+    ranks.sets[0].driver.heed_summons();
+    assert_eq!(ranks.sets[0].driver.busy(), 0);
+}
+
+#[test]
+fn who_leaves_in_the_middle_of_what_was_agreed_says_so() {
+    for hosts in [&[2][..], &[1, 1], &[2, 1]] {
+        let last = hosts.iter().sum::<usize>() - 1;
+        let mut ranks = Ranks::new(hosts, &Params::default());
+        let handles: Vec<_> = (0..=last).map(|rank| ranks.begin(rank, "x", Options::default())).collect();
+        while !ranks.sets[last].is_running() {
+            (0..=last).for_each(|rank| ranks.poll(rank));
+        }
+        ranks.sets[last].shut(&Error::Poisoned("the last Kolo was dropped".into()));
+        let (own, others) = handles.split_last().expect("some");
+        assert!(own.poll());
+        ranks.until(|_| others.iter().all(|handle| handle.poll()));
+        for handle in handles.into_iter().take(last) {
+            let error = outcome(handle).expect_err("a rank is gone").to_string();
+            assert!(error.contains(&format!("rank {last} ")), "{hosts:?}: {error}");
+        }
     }
 }
 

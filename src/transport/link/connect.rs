@@ -40,6 +40,8 @@ pub(crate) struct Party<'a> {
     pub(crate) key: &'a JobKey,
     pub(crate) job: u128,
     pub(crate) epoch: u64,
+    /// How long a host may be cut off before it is lost.
+    pub(crate) timeout: Duration,
 }
 
 /// Connects the caller with the leader of every other host.
@@ -65,7 +67,7 @@ pub(crate) fn connect(listener: Listener, party: &Party<'_>, deadline: Duration)
         let now = Instant::now();
         setup.advance(now)?;
         if setup.missing().next().is_none() {
-            return Links::new(party.hosts, setup.joined);
+            return Links::new(party.hosts, setup.joined, party.timeout);
         }
         let left = (start + deadline).saturating_duration_since(now);
         if left.is_zero() {

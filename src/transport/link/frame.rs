@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::error::Failure;
+use crate::transport::shm::NAME;
 
 /// Bytes of length and kind.
 const HEAD: usize = 3;
@@ -30,6 +31,28 @@ pub(super) enum Frame {
     Bye,
     /// Be patient for so long from now. Carries milliseconds.
     Pause(Duration),
+    /// These global ranks of the sender's host left in good order. At most [`RANKS`].
+    Departed(Vec<u32>),
+    /// Somebody waits: let the ranks that lead sets look at them, and tell what the ranks of the host do.
+    Summons,
+    /// What a rank of the sender's host does.
+    Report(Report),
+}
+
+/// What a leader tells of a rank of its host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// The global rank.
+    pub(crate) rank: u32,
+    /// What its process does, in a code that only the ends of the link know.
+    pub(crate) process: u8,
+    /// How many named operations it has submitted, and how many of them have ended.
+    pub(crate) submitted: u64,
+    pub(crate) ended: u64,
+    /// The last one: its number, its age in milliseconds, its name of at most [`NAME`] bytes.
+    pub(crate) sequence: u64,
+    pub(crate) age: Duration,
+    pub(crate) name: String,
 }
 
 const DOORBELL: u8 = 1;
@@ -38,6 +61,12 @@ const ANSWER: u8 = 3;
 const FAILURE: u8 = 4;
 const BYE: u8 = 5;
 const PAUSE: u8 = 6;
+const DEPARTED: u8 = 7;
+const SUMMONS: u8 = 8;
+const REPORT: u8 = 9;
+
+/// The most ranks that one frame names.
+pub(super) const RANKS: usize = 256;
 
 impl Frame {
     /// Appends the frame to `out`.
@@ -49,6 +78,21 @@ impl Frame {
             Self::Ask => out.push(ASK),
             Self::Answer => out.push(ANSWER),
             Self::Bye => out.push(BYE),
+            Self::Summons => out.push(SUMMONS),
+            Self::Report(report) => {
+                out.push(REPORT);
+                out.extend(report.rank.to_le_bytes());
+                out.push(report.process);
+                let age = u64::try_from(report.age.as_millis()).unwrap_or(u64::MAX);
+                for number in [report.submitted, report.ended, report.sequence, age] {
+                    out.extend(number.to_le_bytes());
+                }
+                out.extend(cut(&report.name, NAME).as_bytes());
+            }
+            Self::Departed(ranks) => {
+                out.push(DEPARTED);
+                ranks.iter().for_each(|rank| out.extend(rank.to_le_bytes()));
+            }
             Self::Pause(duration) => {
                 out.push(PAUSE);
                 out.extend(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).to_le_bytes());
@@ -74,14 +118,39 @@ impl Frame {
             ASK => bare(Self::Ask),
             ANSWER => bare(Self::Answer),
             BYE => bare(Self::Bye),
+            SUMMONS => bare(Self::Summons),
+            DEPARTED => match payload.as_chunks::<4>() {
+                (ranks @ [_, ..], []) if ranks.len() <= RANKS => {
+                    Ok(Self::Departed(ranks.iter().map(|rank| u32::from_le_bytes(*rank)).collect()))
+                }
+                _ => Err("a departure of nobody, or of part of a rank"),
+            },
             PAUSE => {
                 let millis = payload.try_into().map_err(|_| "a pause of no length")?;
                 Ok(Self::Pause(Duration::from_millis(u64::from_le_bytes(millis))))
             }
+            REPORT => report(payload).map(Self::Report),
             FAILURE => abort(payload).map(Self::Abort),
             _ => Err("a frame of an unknown kind"),
         }
     }
+}
+
+fn report(payload: &[u8]) -> Result<Report, &'static str> {
+    const SHORT: &str = "a report that is cut off";
+    let (&rank, rest) = payload.split_first_chunk().ok_or(SHORT)?;
+    let (&process, mut rest) = rest.split_first().ok_or(SHORT)?;
+    let mut number = || {
+        let (number, after) = rest.split_first_chunk().ok_or(SHORT)?;
+        rest = after;
+        Ok::<_, &str>(u64::from_le_bytes(*number))
+    };
+    let (submitted, ended, sequence, age) = (number()?, number()?, number()?, Duration::from_millis(number()?));
+    if rest.len() > NAME {
+        return Err("a report with an endless name");
+    }
+    let name = str::from_utf8(rest).map_err(|_| "a report that is no text")?.to_owned();
+    Ok(Report { rank: u32::from_le_bytes(rank), process, submitted, ended, sequence, age, name })
 }
 
 fn abort(payload: &[u8]) -> Result<Failure, &'static str> {
@@ -146,6 +215,13 @@ mod tests {
             Just(Frame::Ask),
             Just(Frame::Answer),
             Just(Frame::Bye),
+            Just(Frame::Summons),
+            (any::<u32>(), any::<u8>(), any::<[u64; 4]>(), ".{0,18}").prop_map(|(rank, process, numbers, name)| {
+                let [submitted, ended, sequence, age] = numbers;
+                let age = Duration::from_millis(age);
+                Frame::Report(Report { rank, process, submitted, ended, sequence, age, name })
+            }),
+            prop::collection::vec(any::<u32>(), 1..=RANKS).prop_map(Frame::Departed),
             any::<u64>().prop_map(|millis| Frame::Pause(Duration::from_millis(millis))),
             (any::<u32>(), ".{0,60}", ".{0,250}")
                 .prop_map(|(rank, host, cause)| Frame::Abort(Failure::new(rank, host, cause))),
@@ -164,7 +240,11 @@ mod tests {
     fn each_wrong_form_is_refused() {
         for bytes in [
             &[0, 0, 0][..],
-            &[0, 0, 7],
+            &[0, 0, 10],
+            &[2, 0, REPORT, 1, 0],
+            &[0, 0, DEPARTED],
+            &[3, 0, DEPARTED, 1, 0, 0],
+            &[1, 0, SUMMONS, 0],
             &[0, 0, PAUSE],
             &[1, 0, DOORBELL, 0],
             &[1, 0, FAILURE, 0],

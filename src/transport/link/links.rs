@@ -1,21 +1,27 @@
 //! The connections that stand: ringing, asking, aborting, leaving, and what is heard from the others.
 
 use std::io::{ErrorKind, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 
 use super::Card;
-use super::frame::{Frame, Parser};
+use super::frame::{Frame, Parser, RANKS, Report};
 use crate::error::{Error, Failure, Result};
 
 /// At most so often a host is asked whether it is there.
 const ASK_EVERY: Duration = Duration::from_millis(200);
+/// How often [`Links::heartbeat`] is to be called.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
 /// A host that has not said anything for so long after a question is silent.
 const SILENCE: Duration = Duration::from_secs(1);
+
+/// By then a system that is there has acknowledged a question: twice what it may put that off for.
+const ACKNOWLEDGED: Duration = Duration::from_millis(400);
 
 /// What a leader hears.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,10 +32,19 @@ pub(crate) enum LinkEvent {
     Aborted { host: usize, failure: Failure },
     /// The host asks for so much patience from now.
     Paused { host: usize, duration: Duration },
-    /// The host left in good order. It is not heard of again.
+    /// These global ranks of the host left in good order; others of it are still there.
+    Departed { host: usize, ranks: Vec<u32> },
+    /// Somebody of the host waits, and wants all ranks that lead sets to look at them.
+    Summoned { host: usize },
+    /// The host tells what one of its ranks does.
+    Reported { host: usize, report: Report },
+    /// The host left in good order, with all its ranks. It is not heard of again.
     Left { host: usize },
     /// The connection broke without goodbye: the host's leader died, or the network between. Not heard of again.
     Lost { host: usize, cause: String },
+    /// For so long not even the host's system acknowledged what was sent: the network is cut, or the machine is down.
+    /// Not heard of again.
+    Cut { host: usize, since: Duration },
     /// The host does not answer: its leader is stopped or the network is cut. `Lost` or `Heard` may follow.
     Silent { host: usize, since: Duration },
     /// A silent host has spoken again.
@@ -51,6 +66,8 @@ pub(crate) struct Interest<'a> {
 #[derive(Debug)]
 pub(crate) struct Links {
     peers: Vec<Option<Peer>>,
+    /// How long a question may go unacknowledged.
+    patience: Duration,
 }
 
 #[derive(Debug)]
@@ -77,7 +94,10 @@ struct State {
 
 impl Links {
     /// Takes over connections that have proved themselves.
-    pub(super) fn new(cards: &[Card], streams: Vec<Option<TcpStream>>) -> Result<Self> {
+    ///
+    /// A host that is cut off is lost within `timeout`, if it is waited for all that time: what the next question and
+    /// the looks after it may take is taken off.
+    pub(super) fn new(cards: &[Card], streams: Vec<Option<TcpStream>>, timeout: Duration) -> Result<Self> {
         let mut peers = Vec::new();
         for (card, stream) in cards.iter().zip(streams) {
             let Some(stream) = stream else {
@@ -90,7 +110,7 @@ impl Links {
                 .map_err(|error| Error::system(format!("setting up the connection to {}", card.name), error))?;
             peers.push(Some(Peer { name: card.name.clone(), stream, state: Mutex::default() }));
         }
-        Ok(Self { peers })
+        Ok(Self { peers, patience: timeout.saturating_sub(ASK_EVERY + HEARTBEAT * 2).max(ACKNOWLEDGED) })
     }
 
     /// The connections to watch at the moment. They change only by [`handle`](Self::handle).
@@ -136,6 +156,14 @@ impl Links {
                 }
                 Frame::Abort(failure) => events.push(LinkEvent::Aborted { host, failure }),
                 Frame::Pause(duration) => events.push(LinkEvent::Paused { host, duration }),
+                Frame::Departed(ranks) => events.push(LinkEvent::Departed { host, ranks }),
+                Frame::Report(report) => events.push(LinkEvent::Reported { host, report }),
+                Frame::Summons => {
+                    let summoned = LinkEvent::Summoned { host };
+                    if !events.contains(&summoned) {
+                        events.push(summoned);
+                    }
+                }
                 Frame::Ask | Frame::Answer => {}
                 Frame::Bye => {
                     state.over = true;
@@ -184,7 +212,38 @@ impl Links {
         }
     }
 
-    /// To be called every 100 ms or so while something from another host is pending, and not otherwise: asks the hosts
+    /// Tells every other leader that these global ranks of this host left in good order.
+    pub(crate) fn depart(&self, ranks: &[u32]) {
+        for part in ranks.chunks(RANKS) {
+            for (_, peer) in self.open() {
+                peer.lock().say(&peer.stream, &Frame::Departed(part.to_vec()));
+            }
+        }
+    }
+
+    /// Asks every other leader to let the ranks of its host that lead sets look at them.
+    pub(crate) fn summon(&self) {
+        for (_, peer) in self.open() {
+            let mut state = peer.lock();
+            // A host that reads nothing must not cost memory.
+            if state.unsent.is_empty() {
+                state.say(&peer.stream, &Frame::Summons);
+            }
+        }
+    }
+
+    /// Tells `host` what ranks of this host do.
+    pub(crate) fn report(&self, host: usize, reports: impl IntoIterator<Item = Report>) {
+        if let Some(Some(peer)) = self.peers.get(host) {
+            let mut state = peer.lock();
+            // As with a summons: what is not read yet says as much.
+            if state.unsent.is_empty() {
+                reports.into_iter().for_each(|report| state.say(&peer.stream, &Frame::Report(report)));
+            }
+        }
+    }
+
+    /// To be called every [`HEARTBEAT`] while something from another host is pending, and not otherwise: asks the hosts
     /// whether they are there, and appends those that do not answer to `events`.
     pub(crate) fn heartbeat(&self, now: Instant, events: &mut Vec<LinkEvent>) {
         for (host, peer) in self.open() {
@@ -199,6 +258,11 @@ impl Links {
                     // silence of theirs: the answer may lie in the socket.
                     if looked.is_none_or(|looked| now.duration_since(looked) >= SILENCE / 2) {
                         state.asked = Some(now);
+                    } else if let Some(since) = unacknowledged(&peer.stream)
+                        && since.min(now.duration_since(asked)) >= self.patience
+                    {
+                        state.over = true;
+                        events.push(LinkEvent::Cut { host, since });
                     } else if now.duration_since(asked) >= SILENCE && !state.silent {
                         state.silent = true;
                         events.push(LinkEvent::Silent { host, since: now.duration_since(asked) });
@@ -283,4 +347,22 @@ impl State {
             }
         }
     }
+}
+
+/// How long the other end's system has acknowledged nothing, if something that was sent is under way.
+///
+/// A system acknowledges for a process that is stopped or busy as well. So this tells a network that is cut from a peer
+/// that does not answer.
+fn unacknowledged(stream: &TcpStream) -> Option<Duration> {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, and all-zero bytes are a tcp_info: it holds plain numbers.
+    let info = unsafe {
+        let to = info.as_mut_ptr().cast();
+        if libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, to, &mut len) != 0 {
+            return None;
+        }
+        info.assume_init()
+    };
+    (info.tcpi_unacked > 0).then(|| Duration::from_millis(info.tcpi_last_ack_recv.into()))
 }

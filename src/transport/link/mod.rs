@@ -9,6 +9,8 @@
 mod address;
 mod connect;
 mod frame;
+#[cfg(all(test, not(kolo_loom)))]
+mod fuzz;
 mod handshake;
 mod links;
 #[cfg(test)]
@@ -18,7 +20,8 @@ use std::fmt;
 
 pub(crate) use address::{Card, Listener, Reach};
 pub(crate) use connect::{Party, connect};
-pub(crate) use links::{LinkEvent, Links};
+pub(crate) use frame::Report;
+pub(crate) use links::{HEARTBEAT, LinkEvent, Links};
 
 use crate::error::Result;
 use crate::os::random;

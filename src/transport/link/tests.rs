@@ -10,6 +10,8 @@ use super::*;
 use crate::error::{Error, Failure};
 
 const DEADLINE: Duration = Duration::from_secs(60);
+/// As short as can be: the loopback interface is never cut, whatever its leaders do.
+const AT_ONCE: Duration = Duration::ZERO;
 
 fn key() -> JobKey {
     JobKey::from_bytes([7; 32])
@@ -31,7 +33,7 @@ fn leaders(hosts: usize) -> Vec<Links> {
             .map(|(me, listener)| {
                 let cards = &cards;
                 scope.spawn(move || {
-                    let party = Party { me, hosts: cards, key: &key(), job: 1, epoch: 2 };
+                    let party = Party { me, hosts: cards, key: &key(), job: 1, epoch: 2, timeout: AT_ONCE };
                     connect(listener, &party, DEADLINE).expect("all are there")
                 })
             })
@@ -93,6 +95,24 @@ fn one_host_needs_no_link() {
     links.ring_all();
     links.bye();
     assert!(links.interests().is_empty());
+}
+
+#[test]
+fn departures_and_summonses_are_heard_by_all() {
+    let leaders = leaders(3);
+    let many: Vec<u32> = (0..300).collect();
+    leaders[1].depart(&many);
+    leaders[1].summon();
+    for host in [0, 2] {
+        let mut gone = Vec::new();
+        for event in hear(&leaders[host], 3) {
+            match event {
+                LinkEvent::Departed { host: 1, ranks } => gone.extend(ranks),
+                other => assert_eq!(other, LinkEvent::Summoned { host: 1 }),
+            }
+        }
+        assert_eq!(gone, many);
+    }
 }
 
 #[test]
@@ -160,7 +180,7 @@ fn a_host_that_does_not_come_is_named_with_its_addresses() {
     let (mut listeners, cards) = listeners(3);
     let gone = listeners.remove(0);
     drop(gone);
-    let party = Party { me: 1, hosts: &cards, key: &key(), job: 1, epoch: 0 };
+    let party = Party { me: 1, hosts: &cards, key: &key(), job: 1, epoch: 0, timeout: AT_ONCE };
     let error = connect(listeners.remove(0), &party, Duration::from_millis(200)).expect_err("two are missing");
     assert!(matches!(error, Error::Timeout { .. }));
     let text = error.to_string();
@@ -177,8 +197,9 @@ fn mismatched(dialer: impl Fn(Party<'_>) -> Error + Sync) -> (String, String) {
     drop(both);
     let short = Duration::from_millis(500);
     std::thread::scope(|scope| {
-        let dialing = scope.spawn(|| dialer(Party { me: 1, hosts: &cards, key: &key(), job: 1, epoch: 0 }));
-        let party = Party { me: 0, hosts: &cards, key: &key(), job: 1, epoch: 0 };
+        let dialing =
+            scope.spawn(|| dialer(Party { me: 1, hosts: &cards, key: &key(), job: 1, epoch: 0, timeout: AT_ONCE }));
+        let party = Party { me: 0, hosts: &cards, key: &key(), job: 1, epoch: 0, timeout: AT_ONCE };
         let error = connect(acceptor, &party, short).expect_err("a stranger").to_string();
         (error, dialing.join().expect("no panic").to_string())
     })
@@ -220,7 +241,7 @@ fn strangers_and_hostile_bytes_do_not_disturb_the_leaders() {
         strangers.push(stranger);
     }
     let connect = |me, listener| {
-        let party = Party { me, hosts: &cards, key: &key(), job: 1, epoch: 0 };
+        let party = Party { me, hosts: &cards, key: &key(), job: 1, epoch: 0, timeout: AT_ONCE };
         connect(listener, &party, DEADLINE).expect("the friend is there")
     };
     let leaders = std::thread::scope(|scope| {
@@ -247,7 +268,7 @@ fn bytes_that_are_no_frame_end_the_link_with_a_reason() {
     let accepting = both.remove(0);
     let key = key();
     let leader = std::thread::scope(|scope| {
-        let party = Party { me: 0, hosts: &cards, key: &key, job: 1, epoch: 0 };
+        let party = Party { me: 0, hosts: &cards, key: &key, job: 1, epoch: 0, timeout: AT_ONCE };
         let leader = scope.spawn(move || connect(accepting, &party, DEADLINE).expect("a friend at first"));
         let mut stream = TcpStream::connect(cards[0].addresses[0]).expect("the port is open");
         let greeting = handshake::Greeting { job: 1, epoch: 0, from: 1, to: 0 };

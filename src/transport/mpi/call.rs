@@ -282,6 +282,25 @@ impl Serial {
         Ok(Request(unsafe { request.assume_init() }))
     }
 
+    /// Tag and length of the first message of rank `from` that no receive has matched, if there is one.
+    pub(super) fn probe(&self, comm: Comm, from: c_int) -> Result<Option<(c_int, usize)>> {
+        let (mut flag, mut bytes) = (0, 0);
+        let mut status = MaybeUninit::<ffi::MPI_Status>::zeroed();
+        // SAFETY: a valid communicator of an initialised MPI; both out parameters are ours; the tag is a constant that the
+        // bindings' C side defines.
+        check("MPI_Iprobe", unsafe {
+            ffi::MPI_Iprobe(from, ffi::RSMPI_ANY_TAG, comm.0, &mut flag, status.as_mut_ptr())
+        })?;
+        if flag == 0 {
+            return Ok(None);
+        }
+        // SAFETY: zeroes are a valid status: it consists of integers.
+        let status = unsafe { status.assume_init() };
+        // SAFETY: a status that MPI has filled, and a predefined datatype.
+        check("MPI_Get_count", unsafe { ffi::MPI_Get_count(&status, ffi::RSMPI_UINT8_T, &mut bytes) })?;
+        Ok(Some((status.MPI_TAG, usize::try_from(bytes).unwrap_or(0))))
+    }
+
     /// The status of a transfer that is over; `None` while it is not.
     fn test(&self, request: &mut Request) -> Result<Option<ffi::MPI_Status>> {
         let mut flag = 0;

@@ -3,13 +3,12 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use super::call::{Received, Serial, serial};
 use super::exit;
 use super::job::MpiJob;
+use super::leftover::{self, Transfers};
 use super::staging::{Buffer, Progress, Transfer};
-use super::world::Pace;
 use crate::error::{Error, Result};
 use crate::transport::stamp::{HEADER, Header};
 use crate::transport::{Link, Stamp, check_call};
@@ -18,8 +17,6 @@ use crate::transport::{Link, Stamp, check_call};
 const SENDS: usize = 4;
 /// Receives posted for one peer, from the first time that it is asked for a piece.
 const RECEIVES: usize = 4;
-/// How long dropping a channel waits for MPI to give its memory back.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// One stream between the ranks of a set.
 #[derive(Debug)]
@@ -73,6 +70,7 @@ impl MpiChannel {
         if piece > i32::MAX as usize - HEADER {
             return Err(Error::argument(format!("a piece of {piece} bytes; stay below 2 GiB")));
         }
+        leftover::tidy().inspect_err(|error| exit::mark_failed(&error.to_string()))?;
         Ok(Self {
             stamp: Stamp { job: job.id(), epoch: job.epoch(), set, channel },
             tag: job.tag(set, channel)?,
@@ -99,9 +97,11 @@ impl MpiChannel {
         check_call(self.me, self.ranks.len(), self.piece, peer, bytes)
     }
 
-    /// Remembers a final error and keeps MPI from being finalised over what is left in flight.
+    /// Remembers a final error. One of MPI itself keeps it from being finalised.
     fn broken(&mut self, error: Error) -> Error {
-        exit::mark_failed(&error.to_string());
+        if matches!(error, Error::Mpi { .. }) {
+            exit::mark_failed(&error.to_string());
+        }
         self.broken = Some(error.clone());
         error
     }
@@ -234,68 +234,23 @@ impl Link for MpiChannel {
     }
 }
 
-/// Gets kolo's memory back from MPI. What MPI does not give back in time is leaked, and then MPI is not finalised.
+/// Gets kolo's memory back from MPI, or leaves it to be got back later: see `leftover`.
 impl Drop for MpiChannel {
     fn drop(&mut self) {
         // A transfer that is dropped leaks its buffer. Nothing is asked of MPI in a forked child or after a failure.
-        if !exit::is_owner() || self.broken.is_some() || exit::failed() {
+        if !exit::is_owner() || exit::failed() {
             return;
         }
-        let mut sends: Vec<Transfer> = Vec::new();
-        let mut receives: Vec<Transfer> = Vec::new();
+        let mut transfers = Transfers::default();
         for peer in &mut self.peers {
-            sends.extend(mem::take(&mut peer.sends));
-            receives.extend(mem::take(&mut peer.receives));
+            transfers.sends.extend(mem::take(&mut peer.sends));
+            transfers.receives.extend(mem::take(&mut peer.receives));
         }
-        if sends.is_empty() && receives.is_empty() {
+        if transfers.sends.is_empty() && transfers.receives.is_empty() {
             return;
         }
-        if let Err(error) = withdraw(sends, receives) {
+        if let Err(error) = leftover::withdraw(transfers) {
             exit::mark_failed(&error.to_string());
         }
-    }
-}
-
-fn withdraw(mut sends: Vec<Transfer>, mut receives: Vec<Transfer>) -> Result<()> {
-    {
-        let mpi = serial();
-        // An application that finalises its own MPI too early has ended all transfers in its own way.
-        if mpi.finalized()? {
-            return Ok(());
-        }
-        for receive in &mut receives {
-            receive.cancel(&mpi)?;
-        }
-    }
-    let end = Instant::now() + PATIENCE;
-    let mut pace = Pace::new();
-    loop {
-        {
-            let mpi = serial();
-            for send in mem::take(&mut sends) {
-                if let Progress::Pending(send) = send.sent(&mpi)? {
-                    sends.push(send);
-                }
-            }
-            for receive in mem::take(&mut receives) {
-                if let Progress::Pending(receive) = receive.received(&mpi)? {
-                    receives.push(receive);
-                }
-            }
-        }
-        if sends.is_empty() && receives.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() >= end {
-            return Err(Error::Poisoned(
-                format!(
-                    "a channel was dropped with {} sends that no peer has received and {} receives that MPI keeps",
-                    sends.len(),
-                    receives.len()
-                )
-                .into(),
-            ));
-        }
-        pace.wait();
     }
 }

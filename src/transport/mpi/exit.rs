@@ -4,7 +4,8 @@
 //! lives on a thread of its own, asleep between the two. At process exit it is asked to finalise, but only after an
 //! orderly run: no kolo is left alive, and nothing failed. Otherwise MPI is left as it is, and the launcher sees a
 //! process that ended without saying goodbye. Open MPI's then ends the job with an error, which is the truth. MPICH's
-//! ends the job, too, but calls it a success if the process did; so an exit with status 0 becomes one with status 1.
+//! ends the job, too, but calls it a success if the process did; so an exit with status 0 becomes one with status 1, and
+//! the user is told why, unless the job's failure has been told already.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
@@ -14,12 +15,17 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::call::{serial, serial_within};
-use super::world;
+use super::{leftover, world};
 use crate::error::{Error, Result};
+use crate::event;
+use crate::os::host;
+use crate::transport::launcher::launched;
 
 static STATE: Mutex<State> = Mutex::new(State { home: Home::None, live: BTreeMap::new(), next: 0, hooked: false });
 static CHANGED: Condvar = Condvar::new();
 static FAILED: AtomicBool = AtomicBool::new(false);
+/// What failed first, if nobody has told the user.
+static UNTOLD: Mutex<Option<String>> = Mutex::new(None);
 static EXITING: AtomicBool = AtomicBool::new(false);
 /// The process that MPI belongs to; 0 before there is one. A forked child has another number and does nothing.
 static OWNER: AtomicU32 = AtomicU32::new(0);
@@ -56,12 +62,40 @@ pub(super) fn is_owner() -> bool {
     OWNER.load(Ordering::Relaxed) == std::process::id()
 }
 
-/// Keeps MPI from being finalised at exit, because something failed. Pending transfers are leaked from now on.
+/// Keeps MPI from being finalised at exit, because something failed that ends no job by itself. Pending transfers are
+/// leaked from now on. If the process wants to end with status 0, the user is told.
 pub(crate) fn mark_failed(why: &str) {
+    if first_failure(why) {
+        UNTOLD.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| why.to_owned());
+    }
+}
+
+/// The same, for a failure that the user is told otherwise.
+pub(super) fn mark_failed_told(why: &str) {
+    first_failure(why);
+    // Whatever failed before was the same, or matters less.
+    UNTOLD.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
+fn first_failure(why: &str) -> bool {
+    let first = !FAILED.swap(true, Ordering::AcqRel);
     // While the process exits, a logger may miss its thread-local storage.
-    if !FAILED.swap(true, Ordering::AcqRel) && !EXITING.load(Ordering::Relaxed) {
+    if first && !EXITING.load(Ordering::Relaxed) {
         log::debug!("MPI will not be finalised: {why}");
     }
+    first
+}
+
+/// Tells why a process that says that all is well ends as one that failed.
+fn tell() {
+    let why = UNTOLD.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(why) = why else { return };
+    let rank =
+        launched().and_then(|launcher| launcher.rank).map_or_else(String::new, |rank| format!("rank {rank} on "));
+    event::tell_error(&format!(
+        "{rank}{}: the program ended with code 0, but MPI cannot be finalised, so the code is 1: {why}",
+        host::hostname()
+    ));
 }
 
 /// Whether [`mark_failed`] was called.
@@ -91,10 +125,38 @@ impl Drop for LiveGuard {
     fn drop(&mut self) {
         // In a forked child the lock may be held for ever by a thread that exists only in the parent.
         if is_owner() {
-            let callback = lock().live.remove(&self.number);
+            let (callback, last_of_theirs) = {
+                let mut state = lock();
+                let callback = state.live.remove(&self.number);
+                (callback, state.live.is_empty() && matches!(state.home, Home::None))
+            };
             drop(callback);
+            if last_of_theirs && !failed() {
+                warn_application();
+            }
         }
     }
+}
+
+/// The application ends its own MPI, and should know what it meets.
+fn warn_application() {
+    match leftover::tidy() {
+        Err(error) => mark_failed(&error.to_string()),
+        Ok(()) if leftover::parked() == 0 => {}
+        Ok(()) => event::tell_warning(&format!(
+            "{}: {} messages of a set or communicator that was given up are still under way; MPI_Finalize may wait for \
+             them for ever; call MPI_Abort instead, or let kolo start MPI",
+            name(),
+            leftover::parked()
+        )),
+    }
+}
+
+/// Which process this is, in words.
+fn name() -> String {
+    let rank =
+        launched().and_then(|launcher| launcher.rank).map_or_else(String::new, |rank| format!("rank {rank} on "));
+    rank + &host::hostname()
 }
 
 /// Makes [`at_exit`] run when this process exits.
@@ -179,7 +241,7 @@ pub(super) fn start_home(deadline: Duration) -> Result<c_int> {
                     .into(),
             };
             state.home = Home::Broken(error.clone());
-            mark_failed("it did not start");
+            mark_failed("MPI did not start in time");
             return Err(error);
         }
         state = CHANGED.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -230,8 +292,12 @@ fn at_exit(status: Option<c_int>) {
         (std::mem::take(&mut state.live), !matches!(state.home, Home::None | Home::Over))
     };
     let alive = !live.is_empty();
-    if !alive && ours && !failed() && world::depart().is_err() {
-        FAILED.store(true, Ordering::Release);
+    if !alive
+        && ours
+        && !failed()
+        && let Err(error) = world::depart()
+    {
+        mark_failed(&error.to_string());
     }
     for on_exit in live.into_values() {
         // What a callback panics with has been reported by the panic hook; the process ends anyway.
@@ -239,6 +305,8 @@ fn at_exit(status: Option<c_int>) {
     }
     if alive || (failed() && ours) {
         if status.is_none_or(|status| status & 0xff == 0) {
+            // A logger may panic when its thread-local storage is gone.
+            drop(catch_unwind(tell));
             // SAFETY: flushes what C libraries have printed, and ends the process: later handlers only tidy up.
             unsafe {
                 libc::fflush(std::ptr::null_mut());

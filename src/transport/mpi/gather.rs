@@ -34,21 +34,31 @@ struct Call<'a> {
     number: u64,
     deadline: Duration,
     end: Instant,
+    meanwhile: &'a mut Meanwhile<'a>,
 }
 
+/// What is done again and again while a rank is waited for.
+pub(super) type Meanwhile<'a> = dyn FnMut() -> Result<()> + 'a;
+
 impl Gather {
-    pub(super) fn allgather(&mut self, world: &MpiWorld, mine: &[u8], deadline: Duration) -> Result<Vec<Vec<u8>>> {
+    pub(super) fn allgather<'a>(
+        &mut self,
+        world: &'a MpiWorld,
+        mine: &[u8],
+        deadline: Duration,
+        meanwhile: &'a mut Meanwhile<'a>,
+    ) -> Result<Vec<Vec<u8>>> {
         if let Some(error) = &self.broken {
             return Err(error.clone());
         }
         self.calls += 1;
-        let call = Call { world, number: self.calls, deadline, end: Instant::now() + deadline };
+        let mut call = Call { world, number: self.calls, deadline, end: Instant::now() + deadline, meanwhile };
         call.run(mine).inspect_err(|error| self.broken = Some(error.clone()))
     }
 }
 
 impl Call<'_> {
-    fn run(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+    fn run(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
         let (me, size) = (self.world.rank(), self.world.size());
         // Entry i is that of rank me + i, so that what a step adds comes last.
         let mut held = vec![mine.to_vec()];
@@ -67,7 +77,7 @@ impl Call<'_> {
     }
 
     /// Sends `body` to rank `to` and returns what rank `from` sends in the same step.
-    fn exchange(&self, step: usize, body: &[u8], to: usize, from: usize) -> Result<Vec<u8>> {
+    fn exchange(&mut self, step: usize, body: &[u8], to: usize, from: usize) -> Result<Vec<u8>> {
         let words = [MAGIC, self.number, step as u64, body.len() as u64];
         let mut head = Buffer::new(HEAD);
         for (place, word) in head.bytes_mut().chunks_exact_mut(8).zip(words) {
@@ -108,7 +118,7 @@ impl Call<'_> {
         Transfer::send(&serial(), self.world.comm, buffer, length, to as i32, TAG)
     }
 
-    fn receive(&self, length: usize, from: usize) -> Result<Vec<u8>> {
+    fn receive(&mut self, length: usize, from: usize) -> Result<Vec<u8>> {
         let mut transfer = Transfer::receive(&serial(), self.world.comm, Buffer::new(length), from as i32, TAG)?;
         let mut pace = Pace::new();
         loop {
@@ -125,7 +135,7 @@ impl Call<'_> {
         }
     }
 
-    fn wait(&self, pace: &mut Pace, peer: usize) -> Result<()> {
+    fn wait(&mut self, pace: &mut Pace, peer: usize) -> Result<()> {
         if Instant::now() >= self.end {
             return Err(Error::Timeout {
                 what: "setting up the job over MPI".into(),
@@ -137,6 +147,7 @@ impl Call<'_> {
                 .into(),
             });
         }
+        (self.meanwhile)()?;
         pace.wait();
         Ok(())
     }
@@ -174,8 +185,23 @@ fn decode(mut bytes: &[u8], blocks: usize) -> Option<Vec<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
+    use xtask::fuzz::{Random, fuzz};
+
     use super::*;
+    use crate::os::counting::frugal;
     use crate::transport::mpi::testing;
+
+    #[test]
+    fn fuzz_gathered_blocks() {
+        let valid = |random: &mut Random| encode(&(0..3).map(|_| random.bytes(30)).collect::<Vec<_>>());
+        fuzz("gathered blocks", &[], valid, |bytes| {
+            let blocks = frugal(bytes, || decode(bytes, 3));
+            blocks.is_some_and(|blocks| {
+                assert_eq!(encode(&blocks), bytes, "blocks have one form");
+                true
+            })
+        });
+    }
 
     #[test]
     fn blocks_survive_the_wire_and_broken_ones_do_not() {

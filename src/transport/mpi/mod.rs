@@ -7,7 +7,8 @@
 //! 1. Each MPI function is called under one process-wide lock, at `MPI_THREAD_SERIALIZED` or above, and its return code
 //!    becomes a [`Result`](crate::Result). `call` is the only file that names MPI functions.
 //! 2. After the start only `MPI_Isend`, `MPI_Irecv`, `MPI_Test` and `MPI_Cancel` of a receive are called, and
-//!    `MPI_Abort` or `MPI_Finalize` at the end. Nothing waits inside MPI, so no thread holds the lock for long.
+//!    `MPI_Iprobe`, and `MPI_Abort` or `MPI_Finalize`, at the end. Nothing waits inside MPI, so no thread holds the lock
+//!    for long.
 //! 3. MPI only ever sees memory of `staging`. It is leaked, never freed, while MPI may still use it.
 //! 4. All traffic uses a duplicate communicator. An application's own messages cannot be taken for kolo's.
 //! 5. An MPI that the application initialised is adopted, and never finalised.
@@ -21,6 +22,7 @@ mod channel;
 mod exit;
 mod gather;
 mod job;
+mod leftover;
 mod staging;
 #[cfg(test)]
 pub(crate) mod testing;

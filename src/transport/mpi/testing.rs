@@ -29,7 +29,7 @@ pub(crate) enum Ending {
 
 /// Runs `body` on every rank of jobs of each of the `sizes`, and expects them to end well.
 pub(crate) fn under_mpirun(sizes: &[usize], body: impl Fn(&Arc<MpiWorld>)) {
-    run(sizes, Ending::Success, name(&body), || {
+    run(sizes, Ending::Success, name(&body), &|_| (), || {
         let world = MpiWorld::start(None, DEADLINE).expect("MPI starts");
         body(&world);
     });
@@ -37,7 +37,15 @@ pub(crate) fn under_mpirun(sizes: &[usize], body: impl Fn(&Arc<MpiWorld>)) {
 
 /// The same, with a chosen ending. Every rank must have got through `body`, or have called [`done`].
 pub(crate) fn under_mpirun_ending(ending: Ending, sizes: &[usize], body: impl Fn(&Arc<MpiWorld>)) {
-    run(sizes, ending, name(&body), || {
+    run(sizes, ending, name(&body), &|_| (), || {
+        let world = MpiWorld::start(None, DEADLINE).expect("MPI starts");
+        body(&world);
+    });
+}
+
+/// A job that fails, and what it printed.
+pub(crate) fn under_mpirun_failing(sizes: &[usize], judge: impl Fn(&str), body: impl Fn(&Arc<MpiWorld>)) {
+    run(sizes, Ending::Failure, name(&body), &judge, || {
         let world = MpiWorld::start(None, DEADLINE).expect("MPI starts");
         body(&world);
     });
@@ -45,7 +53,12 @@ pub(crate) fn under_mpirun_ending(ending: Ending, sizes: &[usize], body: impl Fn
 
 /// The same, without starting MPI.
 pub(crate) fn under_bare_mpirun(ending: Ending, sizes: &[usize], body: impl Fn()) {
-    run(sizes, ending, name(&body), &body);
+    run(sizes, ending, name(&body), &|_| (), &body);
+}
+
+/// The same for a job that leaves its MPI as it is, hence fails, and what it printed.
+pub(crate) fn under_bare_mpirun_saying(sizes: &[usize], judge: impl Fn(&str), body: impl Fn()) {
+    run(sizes, Ending::Failure, name(&body), &judge, &body);
 }
 
 /// The test's name, from the path of the closure written in it.
@@ -55,7 +68,7 @@ fn name<F>(_: &F) -> &'static str {
     path.split("::{{closure}}").next().unwrap_or(path)
 }
 
-fn run(sizes: &[usize], ending: Ending, name: &str, body: impl Fn()) {
+fn run(sizes: &[usize], ending: Ending, name: &str, judge: &dyn Fn(&str), body: impl Fn()) {
     if std::env::var_os(MARKS).is_some() {
         match catch_unwind(AssertUnwindSafe(body)) {
             Ok(()) => done(),
@@ -80,6 +93,7 @@ fn run(sizes: &[usize], ending: Ending, name: &str, body: impl Fn()) {
         for rank in 0..size {
             assert!(mark(marks.path(), rank).exists(), "rank {rank} did not get through: {text}");
         }
+        judge(&text);
     }
 }
 

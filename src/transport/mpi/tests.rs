@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::testing::{self, DEADLINE, Ending, under_bare_mpirun, under_mpirun, under_mpirun_ending};
+use super::testing::{
+    self, DEADLINE, Ending, under_bare_mpirun, under_bare_mpirun_saying, under_mpirun, under_mpirun_ending,
+    under_mpirun_failing,
+};
 use super::world::Pace;
-use super::{MpiChannel, MpiJob, MpiWorld};
+use super::{MpiChannel, MpiJob, MpiWorld, leftover};
 use crate::error::{Error, Result};
 use crate::transport::Link;
 
@@ -117,6 +120,8 @@ fn jobs_come_and_go_and_leave_nothing_behind() {
                     pace.wait();
                 }
             }
+            drop(link);
+            assert_eq!(leftover::parked(), 0, "job {id}");
         }
         assert!(Arc::ptr_eq(world, &MpiWorld::start(None, DEADLINE).expect("the same world")));
     });
@@ -143,7 +148,7 @@ fn first_error(link: &mut MpiChannel, from: usize) -> Error {
 
 #[test]
 fn a_piece_of_another_epoch_is_an_error_that_names_sender_and_values() {
-    under_mpirun_ending(Ending::Failure, &[2], |world| {
+    under_mpirun(&[2], |world| {
         if world.rank() == 0 {
             let stale = MpiJob::join(world, 1, 7, DEADLINE).expect("join");
             let mut link = channel(&stale, 0);
@@ -163,7 +168,11 @@ fn a_piece_of_another_epoch_is_an_error_that_names_sender_and_values() {
 
 #[test]
 fn a_piece_larger_than_agreed_is_an_error_in_words_of_mpi() {
-    under_mpirun_ending(Ending::Failure, &[2], |world| {
+    let judge = |text: &str| {
+        assert_eq!(text.matches("but MPI cannot be finalised").count(), 1, "{text}");
+        assert!(text.contains("kolo: rank 1 on "), "{text}");
+    };
+    under_mpirun_failing(&[2], judge, |world| {
         let job = job(world, 1);
         if world.rank() == 0 {
             let mut link = MpiChannel::new(&job, 0, 0, all(world), 2000).expect("a good channel");
@@ -178,23 +187,84 @@ fn a_piece_larger_than_agreed_is_an_error_in_words_of_mpi() {
     });
 }
 
+/// Sends large pieces until the channel takes no more.
+fn fill(link: &mut MpiChannel, to: usize, payload: &[u8]) {
+    let mut sent = 0;
+    while link.try_send(to, payload).expect("send") {
+        sent += 1;
+        assert!(sent < 1000, "sends to a deaf peer go on for ever");
+    }
+    assert!(!link.idle());
+}
+
 #[test]
-fn sends_that_nobody_receives_are_bounded_and_leaked_in_the_end() {
-    under_mpirun_ending(Ending::Failure, &[2], |world| {
+fn sends_that_nobody_receives_are_bounded_and_taken_at_the_exit() {
+    under_mpirun(&[2], |world| {
         let mut link = MpiChannel::new(&job(world, 1), 0, 0, all(world), 1 << 20).expect("a good channel");
         if world.rank() == 0 {
-            let payload = vec![1; 1 << 20];
-            let mut sent = 0;
-            while link.try_send(1, &payload).expect("send") {
-                sent += 1;
-                assert!(sent < 1000, "sends to a deaf peer go on for ever");
-            }
-            assert!(!link.idle());
+            fill(&mut link, 1, &vec![1; 1 << 20]);
             drop(link);
-            assert!(super::exit::failed());
+            assert!(leftover::parked() > 0 && !super::exit::failed());
             testing::done();
         }
         testing::wait_for(0);
+    });
+}
+
+#[test]
+fn streams_that_end_in_the_middle_on_both_sides_end_in_order() {
+    under_mpirun(&[2, 3], |world| {
+        let mut worlds = vec![job(world, 1)];
+        // Another communicator, with the ranks in another order.
+        let reversed = {
+            use mpi::topology::{AsCommunicator, Communicator, SimpleCommunicator};
+            let whole = SimpleCommunicator::world();
+            let color = mpi::topology::Color::with_value(0);
+            let part = whole.split_by_color_with_key(color, -(world.rank() as i32)).expect("a member");
+            let raw = mpi::raw::AsRaw::as_raw(&part.as_communicator());
+            let reversed = MpiWorld::start(Some(raw), DEADLINE).expect("adopted");
+            assert_eq!(reversed.rank(), world.size() - 1 - world.rank());
+            reversed
+        };
+        worlds.push(job(&reversed, 2));
+        for job in &worlds {
+            for set in 0..2 {
+                let me = job.world().rank();
+                let mut link = channel(job, set);
+                for peer in (0..world.size()).filter(|&rank| rank != me) {
+                    // More small ones than receives are posted: they are with the receiver before any large one.
+                    for number in 0..10 {
+                        assert!(link.try_send(peer, &[number]).expect("send"));
+                    }
+                    fill(&mut link, peer, &vec![7; PIECE]);
+                }
+                // Some have receives posted that match what comes, some have none.
+                if (me + set as usize).is_multiple_of(2) {
+                    let from = (me + 1) % world.size();
+                    let mut pace = Pace::new();
+                    while !link.try_recv(from, &mut |bytes| assert_eq!(bytes, [0])).expect("receive") {
+                        pace.wait();
+                    }
+                }
+            }
+        }
+        assert!(leftover::parked() > 0 && !super::exit::failed());
+        // A channel that begins afterwards is not disturbed.
+        let mut link = channel(&worlds[0], 9);
+        stream(&mut link, world.rank(), world.size(), 10, 0).expect("streaming");
+    });
+}
+
+#[test]
+fn a_rank_whose_messages_cannot_end_says_so_once() {
+    let judge = |text: &str| {
+        assert_eq!(text.matches("but MPI cannot be finalised").count(), 1, "{text}");
+        assert!(text.contains("kolo: rank 1 on ") && text.contains("1 messages of a set"), "{text}");
+    };
+    under_mpirun_failing(&[3], judge, |world| {
+        if world.rank() == 1 {
+            leftover::park_for_ever(world);
+        }
     });
 }
 
@@ -294,6 +364,31 @@ fn an_mpi_of_the_application_is_adopted_and_left_to_it() {
         drop(reversed);
         // Finalises: had kolo done so at exit, or before, this job would fail.
         drop(universe);
+    });
+}
+
+#[test]
+fn an_mpi_of_the_application_is_told_what_was_left() {
+    let judge = |text: &str| {
+        assert_eq!(text.matches("MPI_Finalize may wait for them").count(), 1, "{text}");
+        assert!(text.contains("kolo: rank 0 on "), "{text}");
+    };
+    under_bare_mpirun_saying(&[2], judge, || {
+        let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Serialized).expect("MPI starts once");
+        let world = MpiWorld::start(None, DEADLINE).expect("adopted");
+        let guard = world.live_guard(|_| panic!("it is dropped before the exit"));
+        let mut link = channel(&job(&world, 1), 0);
+        if world.rank() == 0 {
+            fill(&mut link, 1, &vec![1; PIECE]);
+        } else {
+            testing::wait_for(0);
+        }
+        drop(link);
+        drop(guard);
+        testing::done();
+        // What MPI_Finalize would do is not kolo's: only that the process can end.
+        std::mem::forget(universe);
+        (0..2).for_each(testing::wait_for);
     });
 }
 

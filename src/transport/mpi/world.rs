@@ -10,7 +10,8 @@ use mpi::ffi;
 use super::RawComm;
 use super::call::{self, Comm, Serial, serial};
 use super::exit::{self, LiveGuard};
-use super::gather::Gather;
+use super::gather::{Gather, Meanwhile};
+use super::leftover;
 use crate::error::{Error, Result};
 use crate::transport::bootstrap::Bootstrap;
 use crate::transport::launcher;
@@ -91,6 +92,7 @@ impl MpiWorld {
             pace.wait();
         };
         serial().return_errors(comm)?;
+        leftover::watch(comm, rank, size);
         Ok(Self { comm, rank, size, tag_limit, gather: Mutex::new(Gather::default()), jobs: AtomicU32::new(0) })
     }
 
@@ -115,8 +117,18 @@ impl MpiWorld {
     /// A rank that does not come within `deadline`, by name where it is a direct partner. Any error is final: later
     /// calls fail, too, and MPI will not be finalised.
     pub(crate) fn allgather(&self, mine: &[u8], deadline: Duration) -> Result<Vec<Vec<u8>>> {
+        self.gather(mine, deadline, &mut || Ok(()))
+    }
+
+    /// As [`allgather`](Self::allgather), and does `meanwhile` whenever it has to wait.
+    pub(super) fn gather(
+        &self,
+        mine: &[u8],
+        deadline: Duration,
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> Result<Vec<Vec<u8>>> {
         let mut gather = self.gather.lock().unwrap_or_else(PoisonError::into_inner);
-        gather.allgather(self, mine, deadline).inspect_err(|error| exit::mark_failed(&error.to_string()))
+        gather.allgather(self, mine, deadline, meanwhile).inspect_err(|error| exit::mark_failed(&error.to_string()))
     }
 
     /// Ends every process of the job. Returns only if MPI refuses.
@@ -130,9 +142,10 @@ impl MpiWorld {
         LiveGuard::new(on_exit)
     }
 
-    /// Says that something failed: MPI will not be finalised, and what is in flight is leaked.
+    /// Says that the job failed, which the user is told otherwise: MPI will not be finalised, and what is in flight is
+    /// leaked.
     pub(crate) fn mark_failed(&self, why: &str) {
-        exit::mark_failed(why);
+        exit::mark_failed_told(why);
     }
 
     /// A number that no earlier job of this rank had.
@@ -141,8 +154,10 @@ impl MpiWorld {
     }
 }
 
-/// Waits until every rank is about to end, so that none sits in `MPI_Finalize` while another may still fail: launchers
-/// are bad at ending a job that is half finalised (Open MPI 4.1.4 crashes or hangs in one case of ten).
+/// Waits until every rank is about to end, and until nothing is under way any more.
+///
+/// No rank sits in `MPI_Finalize` while another may still fail: launchers are bad at ending a job that is half finalised
+/// (Open MPI 4.1.4 crashes or hangs in one case of ten).
 ///
 /// # Collective
 ///
@@ -150,13 +165,11 @@ impl MpiWorld {
 ///
 /// # Errors
 ///
-/// Those of the allgather: then there is no orderly end.
+/// Those of [`leftover::settle`]: then there is no orderly end.
 pub(super) fn depart() -> Result<()> {
-    /// As long as the others may work.
-    const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
     let world = WORLD.try_lock().ok().and_then(|world| world.clone());
-    let world = world.ok_or_else(|| Error::config("the process exits while MPI starts"))?;
-    world.allgather(&[], FOREVER).map(drop)
+    let world = world.ok_or_else(|| Error::config("kolo did not come to start over it"))?;
+    leftover::settle(&world)
 }
 
 /// Brings MPI to life if it is not, and returns the communicator to duplicate.

@@ -12,6 +12,7 @@ use super::mailbox::{MailPlace, MailReceiver, MailSender};
 use super::memory::{Bytes, Cursor, Memory, PAGE};
 use super::progress::Progress;
 use super::ready::ReadyWords;
+use super::reason::{Reasons, ReasonsPlace};
 use super::requests::{RING, RequestReader, RequestWriter, RequestsPlace};
 
 /// What an arena holds. All members pass the same.
@@ -45,7 +46,9 @@ struct Negotiation {
 struct Place {
     header: usize,
     announcements: usize,
+    asking: usize,
     progress: usize,
+    reasons: ReasonsPlace,
     negotiation: Option<Negotiation>,
     mail: Option<MailPlace>,
     slots: usize,
@@ -59,7 +62,9 @@ impl Place {
         let mut cursor = Cursor::default();
         let header = Header::place(&mut cursor);
         let announcements = Announcements::place(&mut cursor, members);
+        let asking = Announcements::place(&mut cursor, members);
         let progress = Progress::place(&mut cursor, members);
+        let reasons = ReasonsPlace::new(&mut cursor, members);
         let negotiation = params.negotiated.then(|| Negotiation {
             ready: ReadyWords::place(&mut cursor, members),
             requests: RequestsPlace::new(&mut cursor, members, RING),
@@ -69,7 +74,7 @@ impl Place {
         let slot_bytes = params.slot_bytes.next_multiple_of(PAGE);
         let slots = cursor.take(members * params.slots * slot_bytes, PAGE);
         let end = cursor.end();
-        Self { header, announcements, progress, negotiation, mail, slots, slot_bytes, end }
+        Self { header, announcements, asking, progress, reasons, negotiation, mail, slots, slot_bytes, end }
     }
 }
 
@@ -90,7 +95,9 @@ struct Inner {
     memory: Memory,
     header: Header,
     announcements: Announcements,
+    asking: Announcements,
     progress: Progress,
+    reasons: Reasons,
     ready: Option<ReadyWords>,
     slots: Vec<Bytes>,
 }
@@ -132,7 +139,9 @@ impl Arena {
                 memory: memory.clone(),
                 header: Header::new(memory, place.header, shape),
                 announcements: Announcements::new(memory, place.announcements, members),
+                asking: Announcements::new(memory, place.asking, members),
                 progress: Progress::new(memory, place.progress, members),
+                reasons: Reasons::new(memory, place.reasons, members),
                 ready: place.negotiation.map(|at| ReadyWords::new(memory, at.ready, members, me)),
                 slots: (0..members * params.slots)
                     .map(|slot| memory.bytes(place.slots + slot * place.slot_bytes, place.slot_bytes))
@@ -195,6 +204,17 @@ impl Arena {
         self.inner.announcements.announced(member, seq)
     }
 
+    /// Says what operation this member waits in, whether or not it has announced it: once an operation. The bells are rung
+    /// by the caller.
+    pub(crate) fn ask(&self, print: Fingerprint) {
+        self.inner.asking.publish(self.inner.me, print, &[]);
+    }
+
+    /// The operation `seq` that `member` says it waits in, if it does.
+    pub(crate) fn asked(&self, member: usize, seq: u32) -> Option<Fingerprint> {
+        self.inner.asking.announced(member, seq)
+    }
+
     /// The data words that came with the announcement, once [`Arena::announced`] has given it.
     #[inline]
     pub(crate) fn payload(&self, member: usize, seq: u32) -> [u64; PAYLOAD] {
@@ -234,6 +254,16 @@ impl Arena {
         self.inner.progress.done(member)
     }
 
+    /// Says why this member is about to give up, for whoever finds that it has. The first reason stays; a long one is cut.
+    pub(crate) fn leave_reason(&self, reason: &str) {
+        self.inner.reasons.write(self.inner.me, reason);
+    }
+
+    /// Why `member` gave up, if it said so.
+    pub(crate) fn reason(&self, member: usize) -> Option<String> {
+        self.inner.reasons.read(member)
+    }
+
     /// Says that this member has given up all operations from the `operation`th (from one) on, because the global rank
     /// `rank` did. Ring the others' bells afterwards.
     pub(crate) fn poison(&self, operation: u64, rank: u32) {
@@ -244,6 +274,11 @@ impl Arena {
     /// did: what it has not published will never come.
     pub(crate) fn poisoned(&self, operation: u64) -> Option<u32> {
         self.inner.progress.poisoned(operation)
+    }
+
+    /// The first operation that any member gave up, if one did.
+    pub(crate) fn first_poisoned(&self) -> Option<u64> {
+        self.inner.progress.first_poisoned()
     }
 
     /// The global rank whose doing it was that `member` gave up, if it did.

@@ -1,12 +1,15 @@
-//! The control area: one a host and job. Who is there, who failed first, until when everyone is patient, the doorbells.
+//! The control area: one a host and job. Who is there, who failed first, until when everyone is patient, the doorbells,
+//! and what the host has heard of the ranks of other hosts.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Failure, Result};
+use crate::os::futex;
 use crate::os::process::Identity;
 use crate::os::sync::{AtomicU32, AtomicU64, Ordering};
 
+use super::doings::Doings;
 use super::doorbell::{Bells, BellsPlace, Slept};
 use super::failure::{Failures, FailuresPlace};
 use super::header::{Header, Stamp, digest};
@@ -31,6 +34,31 @@ impl MemberState {
             1 => Self::Joined,
             2 => Self::Left,
             _ => Self::Dead,
+        }
+    }
+}
+
+/// What a host has heard of a rank of another host. Its leader writes it, who speaks with the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Presence {
+    /// Nothing that would keep it from taking part.
+    There = 0,
+    /// It left the job in order. Nothing changes that.
+    Left = 1,
+    /// The leader of its host does not answer: it is stopped, or the network is cut.
+    Silent = 2,
+    /// The connection to the leader of its host broke.
+    Lost = 3,
+}
+
+impl Presence {
+    fn from_code(code: u32) -> Self {
+        match code {
+            0 => Self::There,
+            1 => Self::Left,
+            2 => Self::Silent,
+            _ => Self::Lost,
         }
     }
 }
@@ -66,24 +94,54 @@ struct PauseLine {
 // SAFETY: atomics only.
 unsafe impl Line for PauseLine {}
 
+#[repr(C, align(128))]
+#[derive(Debug, Default)]
+struct SummonsLine {
+    /// How often anyone of the host has summoned the leaders of all hosts.
+    count: AtomicU32,
+}
+
+// SAFETY: atomics only.
+unsafe impl Line for SummonsLine {}
+
+#[repr(C, align(128))]
+#[derive(Debug, Default)]
+struct AlarmLine {
+    /// What the member's background thread sleeps on.
+    alarm: AtomicU32,
+    /// How often the member was summoned.
+    summoned: AtomicU32,
+}
+
+// SAFETY: atomics only.
+unsafe impl Line for AlarmLine {}
+
 #[derive(Clone, Copy, Debug)]
 struct Place {
     header: usize,
     bells: BellsPlace,
     members: usize,
     pause: usize,
+    summons: usize,
+    alarms: usize,
+    presence: usize,
+    doings: usize,
     failures: FailuresPlace,
     end: usize,
 }
 
 impl Place {
-    fn new(members: usize) -> Self {
+    fn new(members: usize, ranks: usize) -> Self {
         let mut cursor = Cursor::default();
         Self {
             header: Header::place(&mut cursor),
             bells: BellsPlace::new(&mut cursor, members),
             members: cursor.lines::<MemberLine>(members),
             pause: cursor.lines::<PauseLine>(1),
+            summons: cursor.lines::<SummonsLine>(1),
+            alarms: cursor.lines::<AlarmLine>(members),
+            presence: cursor.lines::<AtomicU32>(ranks),
+            doings: Doings::place(&mut cursor, ranks),
             failures: FailuresPlace::new(&mut cursor, members),
             end: cursor.end(),
         }
@@ -103,25 +161,30 @@ struct Inner {
     bells: Bells,
     members: Lines<MemberLine>,
     pause: Lines<PauseLine>,
+    summons: Lines<SummonsLine>,
+    alarms: Lines<AlarmLine>,
+    /// Of every rank of the job; those of other hosts are in use.
+    presence: Lines<AtomicU32>,
+    doings: Doings,
     failures: Failures,
 }
 
 impl Control {
-    /// The bytes that a host of `members` ranks needs.
-    pub(crate) fn bytes(members: usize) -> usize {
-        Place::new(members).end
+    /// The bytes that a host of `members` ranks needs, in a job of `ranks`.
+    pub(crate) fn bytes(members: usize, ranks: usize) -> usize {
+        Place::new(members, ranks).end
     }
 
-    /// The control area in `memory`, for the member `me` of `members`.
+    /// The control area in `memory`, for the member `me` of `members`, in a job of `ranks`.
     ///
     /// # Errors
-    /// When the memory is too small for so many members.
-    pub(crate) fn new(memory: &Memory, members: usize, me: usize) -> Result<Self> {
+    /// When the memory is too small for so many members and ranks.
+    pub(crate) fn new(memory: &Memory, members: usize, ranks: usize, me: usize) -> Result<Self> {
         assert!(me < members, "member {me} of {members}");
-        let place = Place::new(members);
+        let place = Place::new(members, ranks);
         if memory.len() < place.end {
             return Err(Error::argument(format!(
-                "{} bytes of shared memory are too few for the control area of {members} ranks ({})",
+                "{} bytes of shared memory are too few for the control area of {members} of {ranks} ranks ({})",
                 memory.len(),
                 place.end
             )));
@@ -129,10 +192,14 @@ impl Control {
         Ok(Self {
             inner: Arc::new(Inner {
                 me,
-                header: Header::new(memory, place.header, digest(&[members, place.end])),
+                header: Header::new(memory, place.header, digest(&[members, ranks, place.end])),
                 bells: Bells::new(memory, place.bells, members, me),
                 members: memory.lines(place.members, members),
                 pause: memory.lines(place.pause, 1),
+                summons: memory.lines(place.summons, 1),
+                alarms: memory.lines(place.alarms, members),
+                presence: memory.lines(place.presence, ranks),
+                doings: Doings::new(memory, place.doings, ranks),
                 failures: Failures::new(memory, place.failures, members, me),
             }),
         })
@@ -237,6 +304,54 @@ impl Control {
         Duration::from_nanos(self.inner.pause[0].until.load(Ordering::Relaxed))
     }
 
+    /// What this host has heard of a rank of another host.
+    pub(crate) fn presence(&self, rank: usize) -> Presence {
+        Presence::from_code(self.inner.presence[rank].load(Ordering::Acquire))
+    }
+
+    /// Notes what was heard of a rank of another host, by this host's leader alone. Who left stays so. Ring the bells
+    /// afterwards.
+    pub(crate) fn set_presence(&self, rank: usize, presence: Presence) {
+        if self.presence(rank) != Presence::Left {
+            self.inner.presence[rank].store(presence as u32, Ordering::Release);
+        }
+    }
+
+    /// What each rank of the job did last.
+    #[inline]
+    pub(crate) fn doings(&self) -> &Doings {
+        &self.inner.doings
+    }
+
+    /// How often the members of this host have asked for the leaders of all hosts.
+    pub(crate) fn summons(&self) -> u32 {
+        self.inner.summons[0].count.load(Ordering::Acquire)
+    }
+
+    /// Asks for the leaders of all hosts. The host's leader passes it on when it looks.
+    pub(crate) fn ask_for_leaders(&self) {
+        self.inner.summons[0].count.fetch_add(1, Ordering::Release);
+    }
+
+    /// Wakes the background threads of all members, so that those that lead sets look at them ("summons").
+    pub(crate) fn summon_members(&self) {
+        for line in &*self.inner.alarms {
+            line.summoned.fetch_add(1, Ordering::SeqCst);
+            line.alarm.fetch_add(1, Ordering::SeqCst);
+            futex::wake_all(&line.alarm);
+        }
+    }
+
+    /// How often this member was summoned.
+    pub(crate) fn summoned(&self) -> u32 {
+        self.inner.alarms[self.inner.me].summoned.load(Ordering::SeqCst)
+    }
+
+    /// What this member's background thread sleeps on: it changes whenever there may be work for it.
+    pub(crate) fn alarm(&self) -> &AtomicU32 {
+        &self.inner.alarms[self.inner.me].alarm
+    }
+
     #[inline]
     pub(crate) fn bells(&self) -> &Bells {
         &self.inner.bells
@@ -253,8 +368,8 @@ mod tests {
     use super::*;
 
     fn host(members: usize) -> Vec<Control> {
-        let memory = Memory::anonymous(Control::bytes(members)).expect("memory");
-        (0..members).map(|me| Control::new(&memory, members, me).expect("control")).collect()
+        let memory = Memory::anonymous(Control::bytes(members, 2 * members)).expect("memory");
+        (0..members).map(|me| Control::new(&memory, members, 2 * members, me).expect("control")).collect()
     }
 
     #[test]
@@ -315,20 +430,54 @@ mod tests {
     }
 
     #[test]
+    fn who_left_another_host_stays_so() {
+        let host = host(2);
+        assert_eq!(host[1].presence(3), Presence::There);
+        host[0].set_presence(3, Presence::Silent);
+        assert_eq!(host[1].presence(3), Presence::Silent);
+        host[0].set_presence(3, Presence::Left);
+        host[0].set_presence(3, Presence::Lost);
+        assert_eq!((host[1].presence(3), host[1].presence(2)), (Presence::Left, Presence::There));
+    }
+
+    #[test]
+    fn a_summons_wakes_every_member_that_sleeps_on_its_alarm() {
+        let host = host(3);
+        std::thread::scope(|scope| {
+            for member in &host {
+                scope.spawn(move || {
+                    while member.summoned() == 0 {
+                        let alarm = member.alarm().load(Ordering::SeqCst);
+                        if member.summoned() == 0 {
+                            futex::wait(member.alarm(), alarm, None);
+                        }
+                    }
+                });
+            }
+            host[1].ask_for_leaders();
+            host[1].summon_members();
+        });
+        assert_eq!((host[0].summons(), host[2].summoned()), (1, 1));
+    }
+
+    #[test]
     fn too_little_memory_and_another_shape_are_errors() {
-        let memory = Memory::anonymous(Control::bytes(8)).expect("memory");
-        assert!(Control::new(&memory, 64, 0).is_err());
+        let memory = Memory::anonymous(Control::bytes(8, 16)).expect("memory");
+        assert!(Control::new(&memory, 64, 64, 0).is_err());
         let stamp = Stamp { job: 1, epoch: 0, set: 0 };
-        Control::new(&memory, 8, 0).expect("control").stamp(&stamp);
-        Control::new(&memory, 8, 7).expect("control").verify(&stamp).expect("the same");
-        assert!(Control::new(&memory, 7, 1).expect("control").verify(&stamp).is_err());
+        Control::new(&memory, 8, 16, 0).expect("control").stamp(&stamp);
+        Control::new(&memory, 8, 16, 7).expect("control").verify(&stamp).expect("the same");
+        assert!(Control::new(&memory, 7, 16, 1).expect("control").verify(&stamp).is_err());
+        assert!(Control::new(&memory, 8, 15, 1).expect("control").verify(&stamp).is_err());
     }
 
     #[test]
     fn a_line_that_is_polled_shares_no_block() {
         assert_eq!(size_of::<MemberLine>() % 128, 0);
         assert_eq!(size_of::<PauseLine>() % 128, 0);
-        let Place { bells: _, header, members, pause, end, failures: _ } = Place::new(5);
-        assert!([header, members, pause, end].iter().all(|at| at % 128 == 0));
+        assert_eq!((size_of::<SummonsLine>() % 128, size_of::<AlarmLine>() % 128), (0, 0));
+        let Place { bells: _, header, members, pause, summons, alarms, presence, doings, end, failures: _ } =
+            Place::new(5, 11);
+        assert!([header, members, pause, summons, alarms, presence, doings, end].iter().all(|at| at % 128 == 0));
     }
 }

@@ -119,7 +119,7 @@ impl Failures {
 }
 
 /// At most `most` bytes of `text`, cut between characters.
-fn cut(text: &str, most: usize) -> &str {
+pub(crate) fn cut(text: &str, most: usize) -> &str {
     let end = (0..=most.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
     &text[..end.unwrap_or(0)]
 }

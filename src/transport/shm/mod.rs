@@ -11,6 +11,7 @@
 mod announcement;
 mod arena;
 mod control;
+mod doings;
 mod doorbell;
 mod failure;
 mod header;
@@ -19,12 +20,15 @@ mod mailbox;
 mod memory;
 mod progress;
 mod ready;
+mod reason;
 mod requests;
 mod segment;
 
 pub(crate) use announcement::Fingerprint;
 pub(crate) use arena::{Arena, ArenaParams};
-pub(crate) use control::{Control, MemberState};
+pub(crate) use control::{Control, MemberState, Presence};
+pub(crate) use doings::{Doing, NAME};
+pub(crate) use failure::cut;
 pub(crate) use header::Stamp;
 pub(crate) use log::{ENTRY, Install, Log};
 pub(crate) use mailbox::{MailReceiver, MailSender};

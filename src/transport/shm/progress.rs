@@ -72,6 +72,12 @@ impl Progress {
         })
     }
 
+    /// The first operation that any member gave up, if one did.
+    pub(crate) fn first_poisoned(&self) -> Option<u64> {
+        let words = self.lines.iter().map(|line| line.poisoned.load(Ordering::Acquire));
+        words.filter(|word| *word != 0).map(|word| word & OPERATION_MASK).min()
+    }
+
     /// The rank whose doing it was that `member` gave up, if it did.
     pub(crate) fn poisoned_member(&self, member: usize) -> Option<u32> {
         let word = self.lines[member].poisoned.load(Ordering::Acquire);

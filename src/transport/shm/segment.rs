@@ -162,7 +162,7 @@ mod tests {
         let Some(ticket) = rerun::role() else { return };
         let bytes: Vec<u8> = ticket.split(',').map(|byte| byte.parse().expect("a byte")).collect();
         let mapping = Ticket::from_bytes(&bytes).expect("a ticket").open().expect("opened");
-        let control = Control::new(&Memory::new(Arc::new(mapping)), 2, 1).expect("control");
+        let control = Control::new(&Memory::new(Arc::new(mapping)), 2, 2, 1).expect("control");
         control.verify(&STAMP).expect("the same memory");
         control.join(1, Identity::current().expect("an identity"));
         control.bells().ring_others();
@@ -175,7 +175,7 @@ mod tests {
     }
 
     fn meet(offer: &Offer, mapping: Mapping) {
-        let control = Control::new(&Memory::new(Arc::new(mapping)), 2, 0).expect("control");
+        let control = Control::new(&Memory::new(Arc::new(mapping)), 2, 2, 0).expect("control");
         control.stamp(&STAMP);
         control.join(0, Identity::current().expect("an identity"));
         let ticket = offer.ticket().to_bytes().iter().map(u8::to_string).collect::<Vec<_>>().join(",");
@@ -193,13 +193,13 @@ mod tests {
 
     #[test]
     fn two_processes_meet_in_a_memfd() {
-        let (mapping, offer) = Offer::memfd("kolo-test", Control::bytes(2)).expect("made");
+        let (mapping, offer) = Offer::memfd("kolo-test", Control::bytes(2, 2)).expect("made");
         meet(&offer, mapping);
     }
 
     #[test]
     fn two_processes_meet_in_a_named_memory() {
-        let (mapping, offer) = Offer::named(&name("meet"), Control::bytes(2)).expect("made");
+        let (mapping, offer) = Offer::named(&name("meet"), Control::bytes(2, 2)).expect("made");
         meet(&offer, mapping);
     }
 }

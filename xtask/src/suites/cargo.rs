@@ -3,10 +3,11 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::Context;
 use crate::workspace::{cargo, root, target};
+use crate::{fuzzing, soak};
 
 /// The sets of features that are built and linted. Packages besides kolo use its default features, so only kolo itself is
 /// built without them.
@@ -14,6 +15,13 @@ const FEATURE_SETS: &[&[&str]] = &[&["--workspace"], &["--package", "kolo", "--n
 
 /// Tests under mpirun that break things on purpose and take their time: a suite of their own.
 const FAULTS: &str = "faults";
+/// Tests that make hosts out of namespaces: another one.
+pub(super) const HOSTS: &str = "hosts";
+/// Rounds of faults, which belong to the suite of the faults.
+pub(crate) const ROUNDS: &str = "rounds";
+
+/// What the suite fuzz takes beyond compiling, in seconds.
+const FUZZ_SECONDS: u64 = 60;
 
 pub(crate) fn fmt(context: &Context) -> Result<()> {
     context.run(&mut cargo(&["fmt", "--all", "--check"]))?;
@@ -75,7 +83,7 @@ pub(crate) fn mpi_with(context: &Context, prepare: impl Fn(&mut Command)) -> Res
     context.need_tests()
 }
 
-/// The names of the test binaries in `directory`, the faults left out.
+/// The names of the test binaries in `directory`, without those that have a suite of their own.
 fn test_files(directory: &str) -> Result<Vec<String>> {
     let directory = root().join(directory);
     if !directory.exists() {
@@ -84,7 +92,8 @@ fn test_files(directory: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        names.extend(name.strip_suffix(".rs").filter(|&name| name != FAULTS).map(str::to_owned));
+        let own_suite = [FAULTS, HOSTS, ROUNDS, soak::TEST];
+        names.extend(name.strip_suffix(".rs").filter(|name| !own_suite.contains(name)).map(str::to_owned));
     }
     names.sort();
     Ok(names)
@@ -111,6 +120,7 @@ pub(crate) fn seeds(context: &Context) -> Result<()> {
 pub(crate) fn faults(context: &Context) -> Result<()> {
     context.run(&mut cargo(&["test", "--quiet", "--test", FAULTS, "--", "--test-threads=1"]))?;
     context.need_tests()?;
+    rounds(context)?;
     // In a mount namespace, where we may give ourselves a small /dev/shm. 64 KiB fits no segment of anybody.
     let script = "mount -t tmpfs -o size=64k shm /dev/shm && exec \"$0\" xtask demo -- -np 3 --epochs 1";
     let user = if rustix::process::geteuid().is_root() { &[][..] } else { &["--user", "--map-root-user"] };
@@ -119,6 +129,29 @@ pub(crate) fn faults(context: &Context) -> Result<()> {
     command.args(user).args(["--mount", "sh", "-c", script]).arg(cargo.get_program()).current_dir(root());
     context.run(&mut command)?;
     context.count(1);
+    Ok(())
+}
+
+/// The short form of `cargo xtask faults`.
+fn rounds(context: &Context) -> Result<()> {
+    crate::setup::ensure_network_programs()?;
+    let output = context.output(&mut cargo(&["test", "--quiet", "--test", ROUNDS, "--", "--rounds", "40"]))?;
+    let counted = |line: &str| line.split_once(" faults, 0 failed")?.0.parse().ok();
+    context.count(output.lines().find_map(counted).context("the rounds did not count their faults")?);
+    Ok(())
+}
+
+pub(crate) fn fuzz(context: &Context) -> Result<()> {
+    let (cases, _) = fuzzing::run(FUZZ_SECONDS, context.left())?;
+    context.count(cases);
+    Ok(())
+}
+
+pub(crate) fn soak(context: &Context) -> Result<()> {
+    let output = context.output(&mut soak::command(soak::SUITE_ROUNDS))?;
+    let (checks, failed) = soak::checks(&output);
+    ensure!(checks > 0 && failed == 0, "{checks} checks, {failed} failed");
+    context.count(checks);
     Ok(())
 }
 

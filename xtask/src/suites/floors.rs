@@ -21,7 +21,8 @@ const FLOORS: &[&[&str]] = &[
     &["handle"],
     &["process_set", "communicator"],
     &["collective"],
-    &["runtime", "observe"],
+    &["observe"],
+    &["runtime"],
     &["optim", "data"],
     &["integrations"],
 ];

@@ -3,6 +3,7 @@
 mod cargo;
 mod examples;
 mod floors;
+mod hosts;
 mod mpich;
 mod package;
 mod readme;
@@ -11,7 +12,7 @@ mod table;
 mod unsafety;
 mod words;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use xtask::mpi::Launcher;
 use xtask::process::{self, Echo};
 
 use crate::{setup, workspace};
+pub(crate) use cargo::ROUNDS;
 use table::{SUITES, Suite};
 
 /// What all default suites together may take, on 2 cores; and all suites with `--full`.
@@ -33,6 +35,8 @@ pub(crate) struct Context {
     deadline: Cell<Instant>,
     budget: Cell<Duration>,
     tests: Cell<u64>,
+    /// Why the suite does not run here.
+    skipped: RefCell<Option<String>>,
 }
 
 impl Context {
@@ -45,8 +49,7 @@ impl Context {
     pub(crate) fn output(&self, command: &mut Command) -> Result<String> {
         let typed = workspace::typed(command);
         println!("$ {typed}");
-        let left = self.deadline.get().saturating_duration_since(Instant::now());
-        let finished = process::run(command, left, Echo::Live).with_context(|| format!("cannot run {typed}"))?;
+        let finished = process::run(command, self.left(), Echo::Live).with_context(|| format!("cannot run {typed}"))?;
         self.count(tests_passed(&finished.output));
         if finished.timed_out() {
             bail!("over its budget of {} s in: {typed}", self.budget.get().as_secs());
@@ -56,9 +59,20 @@ impl Context {
         Ok(finished.output)
     }
 
+    /// What is left of the suite's budget.
+    pub(crate) fn left(&self) -> Duration {
+        self.deadline.get().saturating_duration_since(Instant::now())
+    }
+
     /// Adds to what the suite has checked.
     pub(crate) fn count(&self, more: u64) {
         self.tests.set(self.tests.get() + more);
+    }
+
+    /// Says that the suite cannot run here, and why. It counts as skipped then, and neither as passed nor as failed.
+    pub(crate) fn skip(&self, why: String) {
+        println!("skipped: {why}");
+        self.skipped.replace(Some(why));
     }
 
     /// Fails if nothing has been counted: a filter that matches no test passes, and proves nothing.
@@ -127,20 +141,25 @@ pub(crate) fn run(words: &[String]) -> Result<ExitCode> {
     }
     let launcher = setup::ensure()?;
     let now = Instant::now();
-    let context =
-        Context { launcher, deadline: Cell::new(now), budget: Cell::new(Duration::ZERO), tests: Cell::new(0) };
+    let context = Context {
+        launcher,
+        deadline: Cell::new(now),
+        budget: Cell::new(Duration::ZERO),
+        tests: Cell::new(0),
+        skipped: RefCell::new(None),
+    };
     let started = Instant::now();
     let mut lines = Vec::new();
-    let (mut passed, mut failed) = (0, 0);
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for suite in wanted {
         let left = options.limit().saturating_sub(started.elapsed());
-        let (line, ok) = run_one(suite, &context, options.full, left);
+        let (line, outcome) = run_one(suite, &context, options.full, left);
         println!("{line}\n");
         lines.push(line);
-        if ok {
-            passed += 1
-        } else {
-            failed += 1
+        match outcome {
+            Outcome::Passed => passed += 1,
+            Outcome::Failed => failed += 1,
+            Outcome::Skipped => skipped += 1,
         }
         if failed > 0 && !options.keep_going {
             break;
@@ -148,31 +167,41 @@ pub(crate) fn run(words: &[String]) -> Result<ExitCode> {
     }
     println!("{}", lines.join("\n"));
     println!("{:.1} s of {} s in all", started.elapsed().as_secs_f64(), options.limit().as_secs());
-    println!("{passed} passed, {failed} failed");
+    let skipped = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+    println!("{passed} passed, {failed} failed{skipped}");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs one suite; returns its line and whether it passed.
-fn run_one(suite: &Suite, context: &Context, full: bool, left: Duration) -> (String, bool) {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// Runs one suite; returns its line and what came of it.
+fn run_one(suite: &Suite, context: &Context, full: bool, left: Duration) -> (String, Outcome) {
     println!("== {}: {}", suite.name, suite.what);
     let budget = Duration::from_secs(suite.budget(full)).min(left);
     let started = Instant::now();
     context.deadline.set(started + budget);
     context.budget.set(budget);
     context.tests.set(0);
+    context.skipped.replace(None);
     let result = (suite.run)(context);
     let elapsed = started.elapsed();
     let result = result.and_then(|()| {
         ensure!(elapsed <= budget, "over its budget");
         Ok(())
     });
-    let (word, why) = match &result {
-        Ok(()) => ("ok    ", String::new()),
-        Err(error) => ("FAILED", format!(": {error:#}")),
+    let (outcome, word, why) = match (&result, context.skipped.take()) {
+        (Err(error), _) => (Outcome::Failed, "FAILED", format!(": {error:#}")),
+        (Ok(()), Some(why)) => (Outcome::Skipped, "SKIPPED", format!(": {why}")),
+        (Ok(()), None) => (Outcome::Passed, "ok", String::new()),
     };
     let counted = format!("{} {}", context.tests.get(), suite.counts);
     let seconds = format!("{:6.1} s of {:4} s", elapsed.as_secs_f64(), suite.budget(full));
-    (format!("{word} {:10} {seconds}  {counted}{why}", suite.name), result.is_ok())
+    (format!("{word:7} {:10} {seconds}  {counted}{why}", suite.name), outcome)
 }
 
 #[cfg(test)]

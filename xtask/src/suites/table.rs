@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Context, cargo, examples, floors, mpich, package, readme, unsafety, words};
+use super::{Context, cargo, examples, floors, hosts, mpich, package, readme, unsafety, words};
 
 /// A named part of the tests.
 pub(crate) struct Suite {
@@ -68,8 +68,11 @@ pub(crate) const SUITES: &[Suite] = &[
     suite("package", 35, "checks", "the package holds what it needs and builds by itself", package::run),
     suite("downstream", 50, "checks", "a crate that uses kolo as a stranger would, on 2 ranks", examples::downstream),
     suite("loom", 60, "tests", "the shared-memory protocol under every interleaving", cargo::loom),
-    long("seeds", 600, "tests", "10,000 seeds of delays and interleavings", cargo::seeds),
-    long("faults", 300, "tests", "killed and stopped ranks, a small /dev/shm", cargo::faults),
-    long("mpich", 900, "tests", "the mpi suite, built against MPICH", mpich::run),
-    long("msrv", 240, "checks", "compiles with the oldest supported Rust", cargo::msrv),
+    long("seeds", 400, "tests", "10,000 seeds of delays and interleavings", cargo::seeds),
+    long("hosts", 480, "tests", "jobs across hosts made out of namespaces, cut and slow links", hosts::run),
+    long("faults", 420, "tests", "killed and stopped ranks, rounds of faults, a small /dev/shm", cargo::faults),
+    long("fuzz", 180, "cases", "damaged and random bytes, from new seeds, for a minute", cargo::fuzz),
+    long("soak", 240, "checks", "what 4 ranks hold stays flat over many rounds", cargo::soak),
+    long("mpich", 840, "tests", "the mpi suite, built against MPICH", mpich::run),
+    long("msrv", 120, "checks", "compiles with the oldest supported Rust", cargo::msrv),
 ];
