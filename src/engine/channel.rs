@@ -19,6 +19,9 @@ use crate::tensor::{DType, ReduceOp};
 use crate::transport::Link;
 use crate::transport::shm::{Arena, Fingerprint};
 
+/// The first operation of all. Given up, it ends every wait.
+const FIRST: u64 = 1;
+
 /// The operations of one set, run one after another in the order in which they are begun.
 ///
 /// Every rank of the set begins the same operations in the same order; [`Fingerprint`]s prove it before data moves.
@@ -233,7 +236,7 @@ impl Channel {
         self.current = Some(self.plan(operation, print));
         match &mut self.inquiry {
             None => Ok(()),
-            Some(inquiry) => inquiry.begin(print).map_err(|error| self.give_up(error)),
+            Some(inquiry) => inquiry.begin(print).map_err(|error| self.fail(error)),
         }
     }
 
@@ -243,7 +246,7 @@ impl Channel {
     /// The ranks call different things: the channel ends here and on the peers.
     pub(crate) fn stalled(&mut self, now: Instant) -> Result<()> {
         let (Some(inquiry), Some(_)) = (&mut self.inquiry, &self.current) else { return Ok(()) };
-        if inquiry.stalled(now).map_err(|error| self.give_up(error))? {
+        if inquiry.stalled(now).map_err(|error| self.fail(error))? {
             self.port.ring();
         }
         Ok(())
@@ -292,11 +295,11 @@ impl Channel {
                 // The other hosts cannot know in time that this operation does not happen.
                 let error = disagreement(&mismatch.name, &mismatch.views);
                 self.current = Some(run);
-                Err(self.give_up(error))
+                Err(self.fail(error))
             }
             Err(error) => {
                 self.current = Some(run);
-                Err(self.give_up(error))
+                Err(self.fail(error))
             }
         }
     }
@@ -307,7 +310,7 @@ impl Channel {
         if self.link.idle() {
             return Ok(());
         }
-        self.link.progress().map_err(|error| self.give_up(error))
+        self.link.progress().map_err(|error| self.fail(error))
     }
 
     /// Ends a wait for a member that has given up this operation or an earlier one. Who gave up a later one has done its
@@ -325,16 +328,18 @@ impl Channel {
     /// What the members of this host that have given up say; `rank` is one because of which they did.
     #[cold]
     fn overhear(&self, rank: u32) -> LastWords {
-        let said =
-            |member| Some(LastWords { rank: self.arena.poisoned_member(member)?, reason: self.arena.reason(member)? });
-        (0..self.team.members().len()).find_map(said).unwrap_or(LastWords { rank, reason: String::new() })
+        let earlier = self.arena.first_poisoned() == Some(FIRST);
+        let said = |member| {
+            Some(LastWords { rank: self.arena.poisoned_member(member)?, reason: self.arena.reason(member)?, earlier })
+        };
+        (0..self.team.members().len()).find_map(said).unwrap_or(LastWords { rank, reason: String::new(), earlier })
     }
 
     /// What ends a wait for `rank` of the set if that rank has given up, as far as this host knows.
     pub(crate) fn abandoned(&self, rank: usize) -> Option<Error> {
         let member = self.team.members().iter().position(|&member| member == rank)?;
         let rank = self.arena.poisoned_member(member)?;
-        Some(LastWords { rank, reason: self.arena.reason(member).unwrap_or_default() }.error())
+        Some(LastWords { rank, reason: self.arena.reason(member).unwrap_or_default(), earlier: false }.error())
     }
 
     /// Gives up the operation in flight, if there is one, because of `cause`: its buffers are not touched again. The
@@ -342,20 +347,26 @@ impl Channel {
     /// rank and the cause.
     pub(crate) fn cancel(&mut self, why: &str, cause: &Error) {
         if self.current.is_some() {
-            let words = self.words(cause);
+            let words = self.words(cause, false);
             self.give_up_after(Error::Poisoned(why.into()), words);
         }
     }
 
     /// Ends the channel with `error`, here and on the peers. Returns the error that ended it first.
     pub(crate) fn give_up(&mut self, error: Error) -> Error {
-        let words = self.words(&error);
+        let words = self.words(&error, false);
+        self.give_up_after(error, words)
+    }
+
+    /// The same, where what the ranks do no longer fits together: earlier operations that others wait in end, too.
+    fn fail(&mut self, error: Error) -> Error {
+        let words = self.words(&error, true);
         self.give_up_after(error, words)
     }
 
     /// What the peers are told when `error` makes this rank give up.
-    fn words(&mut self, error: &Error) -> LastWords {
-        let own = || LastWords { rank: self.team.global(self.team.rank()), reason: error.to_string() };
+    fn words(&mut self, error: &Error, earlier: bool) -> LastWords {
+        let own = || LastWords { rank: self.team.global(self.team.rank()), reason: error.to_string(), earlier };
         let heard = self.link.take_heard().or_else(|| self.inquiry.as_mut()?.take_heard());
         heard.unwrap_or_else(own)
     }
@@ -366,7 +377,7 @@ impl Channel {
             // Every rank hears of it as the job's failure. That this one gave up would only hide it.
             self.poison(error.clone());
         } else if self.poisoned.is_none() {
-            let undone = self.undone();
+            let undone = if words.earlier { FIRST } else { self.undone() };
             self.poison(error.clone());
             self.arena.leave_reason(&words.reason);
             self.arena.poison(undone, words.rank);

@@ -502,7 +502,7 @@ mod tests {
             bytes[4] = 9;
             assert_eq!(Message::decode(&bytes, 3), None);
         }
-        let words = LastWords { rank: 3, reason: "because".to_owned() };
+        let words = LastWords { rank: 3, reason: "because".to_owned(), earlier: true };
         let goodbye = Message::Goodbye(words);
         assert_eq!(Message::decode(&goodbye.encode(), 7), Some(goodbye));
     }

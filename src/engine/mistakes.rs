@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::inquiry::STALLED;
-use super::seeded::{Task, for_each_seed, shape};
+use super::seeded::{Task, for_each_seed, for_each_seed_and, shape};
 use super::testing::{Random, Shape, assert_moves};
 use super::{Channel, Collective, Operation, Pieces, Step};
 use crate::error::{Error, Result};
@@ -110,7 +110,7 @@ fn seeded_ranks_that_are_late_make_no_mistake() {
 /// Whatever a rank calls instead, and whenever: nobody waits for the deadline, and everybody is told.
 #[test]
 fn seeded_different_calls_end_every_rank() {
-    for_each_seed(200, |seed| {
+    for_each_seed_and(200, &[1645, 3391], |seed| {
         let mut random = Random(seed ^ 0xd1ff);
         let shape = far_shape(&mut random);
         let ranks: usize = shape.hosts.iter().sum();

@@ -25,12 +25,18 @@ impl Drop for Replay {
 }
 
 pub(super) fn for_each_seed(count: u64, run: impl Fn(u64)) {
+    for_each_seed_and(count, &[], run);
+}
+
+/// The same, and seeds beyond `count` that found something once.
+pub(super) fn for_each_seed_and(count: u64, found: &[u64], run: impl Fn(u64)) {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("KOLO_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("KOLO_SEEDS").unwrap_or(count),
     };
-    for seed in seeds {
+    let found = found.iter().copied().filter(|seed| number("KOLO_SEED").is_none() && !seeds.contains(seed));
+    for seed in seeds.clone().chain(found) {
         let _replay = Replay(seed);
         run(seed);
     }
