@@ -158,6 +158,7 @@ impl Coordinator {
                 self.names.consume(id, rank);
             }
         }
+        self.forget_expired(&request.name);
         let request = Arc::new(request);
         let known = self.names.get(id).slot;
         match slot {
@@ -314,6 +315,7 @@ impl Coordinator {
                 views.push((*rank, text.clone()));
             }
         }
+        self.forget_expired(name);
         views.sort_by_key(|(rank, _)| *rank);
         for view in &mut views {
             view.0 = self.topology.global[view.0 as usize];
@@ -343,11 +345,12 @@ impl Coordinator {
     }
 
     fn time_out(&mut self, name: &str, error: Error, actions: &mut Vec<Action>) -> Trouble {
-        let index = self.names.find(name).map(|id| self.names.get(id).local).filter(|index| *index != NONE);
-        if let Some(index) = index
-            && let Some(ticket) = self.locals.remove(index).ticket
-        {
-            actions.push(Action::Fail { ticket, error: error.clone() });
+        if let Some(id) = self.names.find(name) {
+            let name = self.names.get(id);
+            for index in [name.local, name.parked].into_iter().filter(|index| *index != NONE) {
+                let ticket = self.locals.remove(index).ticket;
+                actions.extend(ticket.map(|ticket| Action::Fail { ticket, error: error.clone() }));
+            }
         }
         Trouble::TimedOut(error)
     }

@@ -97,6 +97,7 @@ impl Coordinator {
                 self.names.arrive(rank, name, view);
             }
             Body::Withdraw { serial, target } => {
+                self.expired.retain(|e| e.rank != rank || e.of.borrow() != target);
                 // Not above: the item came before the frame.
                 if serial > self.withdrawn[rank as usize] {
                     let pending = match target {
@@ -123,6 +124,12 @@ impl Coordinator {
                 self.expired.push(Expired { rank, waited, as_of: frame.as_of, of: target.into(), census: None });
             }
         }
+    }
+
+    /// The submissions of the name have ended: their deadlines must not count for the next ones.
+    pub(super) fn forget_expired(&mut self, name: &str) {
+        // A rank that is ahead may speak of the next one already.
+        self.expired.retain(|e| e.as_of >= self.next || e.of.borrow() != Target::Name(name));
     }
 
     /// Whether `slot` still is what it was at position `as_of`.

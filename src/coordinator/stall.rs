@@ -401,12 +401,14 @@ impl Coordinator {
 
     /// Asks for a `Timeout` item.
     fn expire(&mut self, index: u32, waited: Duration, actions: &mut Vec<Action>) {
-        let local = self.locals.get_mut(index);
-        local.expired = true;
+        self.locals.get_mut(index).expired = true;
+        let local = self.locals.get(index);
         let id = local.name;
         let slot = match &local.form {
             Form::Bit(slot) => Some(*slot),
             Form::Frame(_) => None,
+            // The peers know the refused call before it, and are late for that one.
+            Form::Parked(_) if matches!(self.locals.get(self.names.get(id).local).form, Form::Invalid) => None,
             // Waits for the log, not for a peer: only the log's silence can end it.
             Form::Invalid | Form::WithdrawnBit | Form::WithdrawnFrame | Form::Parked(_) => return,
         };

@@ -131,6 +131,8 @@ impl Coordinator {
     pub(super) fn resubmit(&mut self, index: u32, actions: &mut Vec<Action>) {
         let id = self.locals.get(index).name;
         self.names.get_mut(id).local = index;
+        // What it asked for, if its deadline has passed, went with the form that it had.
+        self.locals.get_mut(index).expired = false;
         self.dirty = true;
         let request = match &self.locals.get(index).form {
             Form::Frame(request) | Form::Parked(Parked::Request(request)) => Arc::clone(request),

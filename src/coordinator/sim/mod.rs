@@ -40,7 +40,13 @@ fn env(name: &str) -> Option<u64> {
 }
 
 /// Seeds that once found a bug, each with the rule that it broke.
-const MUSEUM: [(u64, &str); 1] = [(7090, "a withdrawal that a failure has made moot must not confirm the next one")];
+const MUSEUM: [(u64, &str); 2] = [
+    (7090, "a withdrawal that a failure has made moot must not confirm the next one"),
+    (
+        8198,
+        "a refused call has had its error: without others no deadline ends the set, and it ends when its peers come",
+    ),
+];
 
 #[test]
 fn seeded_museum_of_found_bugs() {
@@ -71,6 +77,7 @@ fn seeded_programs_on_weak_memory() {
                 total.poisoned += seen.poisoned;
                 total.lost += seen.lost;
                 total.timed_out += seen.timed_out;
+                total.retried += seen.retried;
             }
             Err(panic) => {
                 eprintln!("the simulation fails with KOLO_SEED={seed}");
@@ -81,9 +88,21 @@ fn seeded_programs_on_weak_memory() {
     eprintln!("{count} seeds: {total:?}");
     // A simulation that never gets there proves nothing.
     if count >= 200 {
-        let Seen { cached, assigned, reassigned, uncached, evicted, failed, withdrawn, poisoned, lost, timed_out } =
-            total;
-        for seen in [cached, assigned, reassigned, uncached, evicted, failed, withdrawn, poisoned, lost, timed_out] {
+        let Seen {
+            cached,
+            assigned,
+            reassigned,
+            uncached,
+            evicted,
+            failed,
+            withdrawn,
+            poisoned,
+            lost,
+            timed_out,
+            retried,
+        } = total;
+        let agreed = [cached, assigned, reassigned, uncached, evicted, failed, withdrawn];
+        for seen in agreed.into_iter().chain([poisoned, lost, timed_out, retried]) {
             assert!(seen > 0, "some rule was never used: {total:?}");
         }
     }

@@ -73,6 +73,7 @@ pub(super) struct Seen {
     pub(super) poisoned: u64,
     pub(super) lost: u64,
     pub(super) timed_out: u64,
+    pub(super) retried: u64,
 }
 
 impl Oracle {

@@ -1,5 +1,7 @@
 //! Ranks, the glue that a real runtime would be, and a scheduler that picks who does what.
 
+mod stall;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -66,6 +68,8 @@ pub(super) struct World {
     ring: usize,
     withdrawals: bool,
     faults: bool,
+    /// A rank whose call was refused goes on with its next one, without waiting for the peers to come.
+    retries: bool,
     /// A rank found that it had withdrawn what ran.
     poisoned: bool,
     /// These ranks submit nothing after the chaos; they only look after what others say.
@@ -139,6 +143,8 @@ impl World {
             ring: random.between(1, 6),
             withdrawals: random.chance(1, 4),
             faults: random.chance(1, 2),
+            // Not of the other dice, so that the programs of kept seeds stay what they were.
+            retries: Random(!seed).chance(1, 4),
             poisoned: false,
             idle,
             still: false,
@@ -198,8 +204,12 @@ impl World {
             memory.fair = true;
         }
         if self.idle.contains(&true) && !self.poisoned {
-            self.stall();
-            return self.oracle.seen;
+            if self.stall() {
+                return self.oracle.seen;
+            }
+            // Refused calls at most are left, and they end as soon as the others come.
+            self.idle.fill(false);
+            self.still = false;
         }
         for round in 0.. {
             if self.poisoned || self.is_done() {
@@ -221,47 +231,6 @@ impl World {
             self.finish()
         }
         self.oracle.seen
-    }
-
-    /// Some ranks go idle. Whoever waits for them is told, and at the deadline gets an error that names them all.
-    fn stall(&mut self) {
-        for round in 0..250 {
-            self.still = round >= 150;
-            for rank in (0..self.ranks.len()).flat_map(|rank| [rank; 12]) {
-                self.act(rank);
-                if self.poisoned {
-                    return self.finish_poisoned();
-                }
-            }
-        }
-        let stalled = self.oracle.stalled();
-        let begin = self.now;
-        while self.now < begin + self.params.stall_deadline + self.params.grace && self.oracle.timed_out.is_none() {
-            self.now += Duration::from_millis(50);
-            for rank in (0..self.ranks.len()).flat_map(|rank| [rank; 24]) {
-                self.drive(rank);
-            }
-        }
-        assert_eq!(self.oracle.timed_out.is_some(), !stalled.is_empty(), "{stalled:?}: {}", self.describe());
-        if stalled.is_empty() {
-            return;
-        }
-        // A warning lists the first of many.
-        let told = self
-            .warnings
-            .iter()
-            .any(|text| stalled.iter().filter(|line| text.contains(*line)).count() >= stalled.len().min(6));
-        assert!(told, "{stalled:?} must be in {:?}: {}", self.warnings, self.describe());
-        for _ in 0..200 {
-            for rank in 0..self.ranks.len() {
-                self.drive(rank);
-            }
-        }
-        let ended = self
-            .ranks
-            .iter()
-            .all(|rank| rank.flights.iter().chain(&rank.parked).flatten().all(|flight| flight.ticket.is_none()));
-        assert!(ended, "a ticket got nothing: {}", self.describe());
     }
 
     fn finish(&mut self) {
@@ -340,7 +309,7 @@ impl World {
         let state = &self.ranks[rank];
         match state.flights[name].clone() {
             None if state.ended[name] < self.calls => {
-                let flight = self.submit(rank, name);
+                let flight = self.submit(rank, name, state.ended[name]);
                 self.oracle.submit(rank, name, flight.what.clone());
                 self.ranks[rank].flights[name] = Some(flight);
             }
@@ -356,9 +325,11 @@ impl World {
                     _ if dice < 8 && blocked && parked.is_none() && state.ended[name] + 1 < self.calls => {
                         // A refusal behind a refusal is dropped: the peers meet the first.
                         let refused = flight.ticket.is_none();
-                        let flight = self.submit(rank, name);
+                        let call = state.ended[name] + usize::from(refused && self.retries);
+                        let flight = self.submit(rank, name, call);
                         self.ranks[rank].parked[name] =
                             Some(flight).filter(|flight| flight.ticket.is_some() || !refused);
+                        self.oracle.seen.retried += u64::from(refused && self.ranks[rank].parked[name].is_some());
                     }
                     _ if dice == 9 && self.withdrawals => {
                         if let Some(ticket) = parked.and_then(|flight| flight.ticket) {
@@ -375,8 +346,8 @@ impl World {
         }
     }
 
-    fn submit(&mut self, rank: usize, name: usize) -> Flight {
-        let what = self.plan(name, self.ranks[rank].ended[name], rank);
+    fn submit(&mut self, rank: usize, name: usize, call: usize) -> Flight {
+        let what = self.plan(name, call, rank);
         let (request, reason) = match &what {
             What::Request(request) => (request.clone(), None),
             What::Invalid(reason) => (Request::allreduce("", DType::F32, vec![], ReduceOp::Sum), Some(reason.clone())),

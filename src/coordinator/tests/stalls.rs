@@ -243,3 +243,98 @@ fn steps_that_always_have_something_pending_are_not_stalls() {
     assert!(net.warnings.concat().is_empty(), "{:?}", net.warnings);
     assert_eq!(net.batches[0].len(), 199);
 }
+
+#[test]
+fn a_refused_call_ends_nothing_but_what_waits_behind_it_has_its_deadline() {
+    let five = Duration::from_secs(5);
+    let params = Params { stall_deadline: five, window: Duration::ZERO, ..Params::default() };
+    for (layout, rank) in [&[3][..], &[1, 2], &[2, 1], &[1, 1, 1]].into_iter().flat_map(|l| [(l, 0), (l, 1), (l, 2)]) {
+        let what = format!("{layout:?}, rank {rank}");
+        let mut net = Net::new(layout, params.clone());
+        net.step(rank, Event::SubmitFailed { name: "x", reason: "no" });
+        net.pass(15_000);
+        assert!(net.poisons.concat().is_empty(), "{what}: nobody waits: {:?}", net.poisons);
+        net.submit(rank, 1, &f32s("x", 1));
+        net.pass(5500);
+        let others: Vec<usize> = (0..3).filter(|other| *other != rank).collect();
+        let text = &net.failures(rank)[0].1;
+        assert!(text.starts_with("tensor 'x': gave up after 5"), "{what}: {text}");
+        assert!(text.contains(&format!("; {} did not submit it;", words(&others))), "{what}: {text}");
+        assert!(net.poisons.iter().all(|poisons| matches!(&poisons[..], [Error::Timeout { .. }])), "{what}");
+    }
+}
+
+#[test]
+fn a_deadline_that_a_failure_overtook_counts_for_what_waited_behind_it() {
+    let mut net = Net::new(&[1, 1], Params { window: Duration::ZERO, ..Params::default() });
+    let request = f32s("x", 1);
+    net.step(1, Event::SubmitFailed { name: "x", reason: "no" });
+    let deadline = Some(Duration::from_millis(40));
+    net.step(1, Event::Submit { ticket: Ticket(1), request: &request, urgent: true, deadline });
+    net.held = true;
+    net.later(60);
+    net.round(1);
+    net.submit(0, 1, &request);
+    net.held = false;
+    net.settle();
+    assert!(matches!(&net.failed[0][..], [(Ticket(1), Error::Mismatch(_))]), "{:?}", net.failed);
+    net.pass(400);
+    let failures = net.failures(1);
+    assert!(failures[0].1.contains("; rank 10 did not submit it;"), "{failures:?}");
+}
+
+#[test]
+fn a_deadline_that_an_entry_overtook_does_not_count_for_the_next_submission() {
+    for last in [f32s("x", 1), f32s("x", 2)] {
+        let mut net = Net::new(&[2, 1], Params { window: Duration::ZERO, ..Params::default() });
+        let request = f32s("x", 1);
+        let deadline = Some(Duration::from_millis(40));
+        net.submit(0, 1, &request);
+        net.step(1, Event::Submit { ticket: Ticket(1), request: &request, urgent: true, deadline });
+        net.settle();
+        net.later(60);
+        net.round(1);
+        net.round(0);
+        // The census is under way when the name becomes complete.
+        net.submit(2, 1, &last);
+        net.held = true;
+        net.round(2);
+        net.held = false;
+        net.round(0);
+        // Rank 1 is ahead of the first leader, which sees the next submission together with the entry.
+        net.round(1);
+        net.submit(1, 2, &request);
+        net.settle();
+        assert!(net.poisons.concat().is_empty(), "{:?}", net.poisons);
+        net.submit(0, 2, &request);
+        net.submit(2, 2, &request);
+        net.settle();
+        assert!(net.batches.iter().all(|batches| batches.last().is_some_and(|b| b.items[0].ticket == Ticket(2))));
+    }
+}
+
+#[test]
+fn a_deadline_that_a_withdrawal_overtook_ends_nothing() {
+    for cached in [false, true] {
+        let mut net = Net::new(&[1, 1], Params { window: Duration::ZERO, ..Params::default() });
+        let request = f32s("x", 1);
+        if cached {
+            net.submit_all(0, &request);
+            net.settle();
+        }
+        let deadline = Some(Duration::from_millis(40));
+        net.step(1, Event::Submit { ticket: Ticket(1), request: &request, urgent: true, deadline });
+        net.held = true;
+        net.later(60);
+        net.round(1);
+        net.step(1, Event::Withdraw { ticket: Ticket(1) });
+        net.submit(1, 2, &request);
+        net.held = false;
+        net.pass(500);
+        assert!(net.poisons.concat().is_empty(), "cached: {cached}: {:?}", net.poisons);
+        assert!(matches!(&net.failed[1][..], [(Ticket(1), Error::Cancelled(_))]), "cached: {cached}: {:?}", net.failed);
+        net.submit(0, 2, &request);
+        net.settle();
+        assert_eq!(net.ran(1).last(), Some(&vec![2]));
+    }
+}
