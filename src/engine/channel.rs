@@ -11,6 +11,7 @@ use super::inquiry::{Inquiry, disagreement};
 use super::operation::{Operation, describe, fields, fingerprint};
 use super::rounds::RoundRun;
 use super::routes::Routes;
+use super::stores::Choice;
 use super::{Port, Step, Team};
 use crate::error::{Error, Mismatch, Result};
 use crate::event::{Begun, Mark, Stage, Verb};
@@ -40,6 +41,8 @@ pub(crate) struct Channel {
     begun: u64,
     /// Chunks that went through the slots since the arena began: the same on every member.
     pub(super) chunks: u64,
+    /// How this member writes its slots.
+    pub(super) stores: Choice,
     current: Option<Run>,
     poisoned: Option<Error>,
     /// The set's number, in what is reported.
@@ -126,6 +129,7 @@ impl Channel {
             sequence: 0,
             begun: 0,
             chunks: 0,
+            stores: Choice::new(),
             current: None,
             poisoned: None,
             set: 0,

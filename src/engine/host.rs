@@ -7,17 +7,23 @@
 //! demands: a slot is packed again when every member is done with it, the first chunk is packed before the announcement
 //! that publishes it, and a slot is read after its writer has said so.
 
+use std::time::Instant;
+
 use super::cross::CrossRun;
 use super::fold::Fold;
 use super::operation::{Prescale, unsound};
 use super::regions::Regions;
 use super::rounds::RoundRun;
+use super::stores::Stores;
 use super::{Channel, Step};
-use crate::device::host::{Sink, Source, copy_checked, copy_scaled};
+use crate::device::host::{Sink, Source, copy_checked, copy_scaled, copy_streaming};
 use crate::error::Result;
 use crate::plan::{ChunkSteps, Cross, Own, ReducePart, SlotPlan, TwoLevel, UnpackAfter};
 use crate::tensor::{DType, Piece, RawSlice};
 use crate::transport::shm::Fingerprint;
+
+/// Elements that are reduced before they are stored past the caches: they fit the first-level cache.
+const BLOCK: usize = 2048;
 
 /// The state of one collective in the slots.
 #[derive(Debug)]
@@ -105,6 +111,7 @@ impl HostRun {
                 self.pack(channel);
             }
             channel.announce(self.print, &[]);
+            channel.stores.pause();
             self.announced = true;
             return Ok(Step::Progress);
         }
@@ -166,6 +173,7 @@ impl HostRun {
         self.plan.steps(self.packed, &mut self.steps);
         let slot = self.slot(channel, channel.team.member(), self.packed);
         let size = self.dtype.size();
+        let stores = channel.stores.of(self.count(self.packed));
         for pack in &self.steps.pack {
             self.regions.each_of(
                 |piece| piece.input,
@@ -176,7 +184,10 @@ impl HostRun {
                     // the operation owns its input.
                     unsafe {
                         let at = slot.add((pack.slot + offset) * size);
-                        copy_scaled(self.dtype, memory.ptr(), at, memory.len() / size, self.prescale.of(piece));
+                        match self.prescale.of(piece) {
+                            1.0 if stores == Stores::Streaming => copy_streaming(memory.ptr(), at, memory.len()),
+                            scale => copy_scaled(self.dtype, memory.ptr(), at, memory.len() / size, scale),
+                        }
                     }
                 },
             );
@@ -210,6 +221,7 @@ impl HostRun {
     fn reduce_here(&self, channel: &Channel, part: ReducePart, fold: Fold) {
         let (members, me) = (channel.team.members().len(), channel.team.member());
         let size = self.dtype.size();
+        let stores = channel.stores.of(self.count(self.reduced));
         let reduce = |start: usize, count: usize, output: Option<*mut u8>| {
             let at = (part.slot.start + start) * size;
             let slot = |member| self.slot(channel, member, self.reduced).wrapping_add(at);
@@ -217,12 +229,28 @@ impl HostRun {
                 Own::Input(input) if member == me => Source::Elements(self.input(input + start)),
                 _ => Source::Elements(slot(member)),
             };
-            let own = Sink::Elements(slot(me));
-            let both = [output.map_or(own, Sink::Elements), own];
-            let sinks = if part.share && output.is_some() { &both[..] } else { &both[..1] };
+            let own = slot(me);
             // SAFETY: every member has packed this chunk and none packs it again before this member is done; this span
             // of this member's slot is read by others only after `reduced` is published; outputs are ours.
-            unsafe { fold.members(None, members, source, count, sinks, fold.finish) };
+            unsafe {
+                let reduce = |at: usize, count: usize, sinks: &[Sink]| {
+                    let source = |member| source(member).advance(at * size);
+                    fold.members(None, members, source, count, sinks, fold.finish);
+                };
+                match output.filter(|_| part.share) {
+                    None => reduce(0, count, &[Sink::Elements(output.unwrap_or(own))]),
+                    Some(output) if stores == Stores::Cached => {
+                        reduce(0, count, &[Sink::Elements(output), Sink::Elements(own)]);
+                    }
+                    Some(output) => {
+                        for at in (0..count).step_by(BLOCK) {
+                            let (len, to) = (BLOCK.min(count - at), output.wrapping_add(at * size));
+                            reduce(at, len, &[Sink::Elements(to)]);
+                            copy_streaming(to, own.wrapping_add(at * size), len * size);
+                        }
+                    }
+                }
+            }
         };
         // Which place in the lists of tensors to follow: sources and sinks are contiguous within a tensor.
         let (side, start): (fn(&Piece) -> RawSlice, usize) = match (part.output, part.own) {
@@ -276,7 +304,7 @@ impl HostRun {
     ///
     /// # Errors
     /// If a member shares bytes that are no elements of the type.
-    fn unpack(&mut self, channel: &Channel) -> Result<()> {
+    fn unpack(&mut self, channel: &mut Channel) -> Result<()> {
         let size = self.dtype.size();
         for unpack in &self.steps.unpack {
             let mut sound = true;
@@ -303,8 +331,9 @@ impl HostRun {
     }
 
     /// Says that this member reads nothing more of the oldest unfinished chunk.
-    fn finish_chunk(&mut self, channel: &Channel) {
+    fn finish_chunk(&mut self, channel: &mut Channel) {
         self.unpacked += 1;
+        channel.stores.passed(self.count(self.unpacked), Instant::now);
         channel.arena.set_done(self.count(self.unpacked));
         channel.port.ring();
     }

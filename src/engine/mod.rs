@@ -28,6 +28,7 @@ mod seeded;
 mod sizing;
 mod slice;
 mod split;
+mod stores;
 mod team;
 #[cfg(test)]
 pub(crate) mod testing;

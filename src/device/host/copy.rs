@@ -4,6 +4,8 @@
 //! same offset within a page, which is what large allocations and slots do. Older C libraries take it for everything
 //! between 2 KiB and the size of a cache. A loop of vector loads and stores has no such case. `docs/performance.md` has
 //! the figures.
+//!
+//! [`copy_streaming`] stores past the caches: for what another core reads that shares none with this one.
 
 /// Bytes below which nobody's `memcpy` uses `rep movsb`.
 #[cfg(target_arch = "x86_64")]
@@ -19,10 +21,33 @@ pub(crate) unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
     if len >= SHORT && by_vectors() {
         // SAFETY: the caller's promise, `SHORT` is more than one step, and the processor has AVX.
-        return unsafe { vectors(src, dst, len) };
+        return unsafe { vectors::<false>(src, dst, len) };
     }
     // SAFETY: the caller's promise.
     unsafe { std::ptr::copy_nonoverlapping(src, dst, len) }
+}
+
+/// Whether [`copy_streaming`] does what it says on this processor. Elsewhere it is not known to pay.
+pub(crate) fn can_stream() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return by_vectors();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Copies `len` bytes past the caches, where [`can_stream`] and there are enough of them. They are visible to whoever
+/// sees what this thread releases afterwards.
+///
+/// # Safety
+/// As [`copy`].
+pub(crate) unsafe fn copy_streaming(src: *const u8, dst: *mut u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if len >= SHORT && by_vectors() {
+        // SAFETY: the caller's promise, `SHORT` is more than one step, and the processor has AVX.
+        return unsafe { vectors::<true>(src, dst, len) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { copy(src, dst, len) }
 }
 
 /// Whether this processor is one whose `rep movsb` is to be kept away from, and has what the loop needs.
@@ -47,14 +72,17 @@ fn vendor() -> [u8; 12] {
     name
 }
 
-/// Four vectors a step, stores aligned to a vector; head and tail overlap the steps.
+/// Four vectors a step, stores aligned to a vector and past the caches if they are `STREAMING`; head and tail overlap
+/// the steps.
 ///
 /// # Safety
 /// As [`copy`], with `len >= 128`, on a processor with AVX.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx")]
-unsafe fn vectors(src: *const u8, dst: *mut u8, len: usize) {
-    use std::arch::x86_64::{__m256i, _mm256_loadu_si256, _mm256_store_si256, _mm256_storeu_si256};
+unsafe fn vectors<const STREAMING: bool>(src: *const u8, dst: *mut u8, len: usize) {
+    use std::arch::x86_64::{
+        __m256i, _mm_sfence, _mm256_loadu_si256, _mm256_store_si256, _mm256_storeu_si256, _mm256_stream_si256,
+    };
 
     const VECTOR: usize = 32;
     const STEP: usize = 4 * VECTOR;
@@ -68,9 +96,14 @@ unsafe fn vectors(src: *const u8, dst: *mut u8, len: usize) {
         while at + STEP <= len {
             let step = [load(at), load(at + VECTOR), load(at + 2 * VECTOR), load(at + 3 * VECTOR)];
             for (index, vector) in step.into_iter().enumerate() {
-                _mm256_store_si256(dst.add(at + index * VECTOR).cast(), vector);
+                let to = dst.add(at + index * VECTOR).cast();
+                if STREAMING { _mm256_stream_si256(to, vector) } else { _mm256_store_si256(to, vector) }
             }
             at += STEP;
+        }
+        if STREAMING {
+            // Such stores keep no order with later ones: a peer must not see the announcement before them.
+            _mm_sfence();
         }
         for index in 0..4 {
             let at = len - STEP + index * VECTOR;
@@ -86,10 +119,10 @@ mod tests {
     #[test]
     fn every_byte_is_copied_and_no_other() {
         type Copy = unsafe fn(*const u8, *mut u8, usize);
-        let mut copies: Vec<(Copy, usize)> = vec![(copy, 0)];
+        let mut copies: Vec<(Copy, usize)> = vec![(copy, 0), (copy_streaming, 0)];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx") {
-            copies.push((vectors, 128));
+            copies.extend([(vectors::<false> as Copy, 128), (vectors::<true>, 128)]);
         }
         let source: Vec<u8> = (0..6000_usize).map(|at| (at * 31 % 251) as u8).collect();
         for (copy, least) in copies {

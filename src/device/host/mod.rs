@@ -26,7 +26,7 @@ mod lane;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use copy::copy;
+pub(crate) use copy::{can_stream, copy, copy_streaming};
 pub(crate) use dots::{dots, pair, pairs};
 
 use crate::tensor::{DType, ReduceOp};
@@ -38,6 +38,16 @@ pub(crate) enum Source {
     Elements(*const u8),
     /// Accumulators: f32 for 16-bit floats, else the operation's type.
     Partial(*const u8),
+}
+
+impl Source {
+    /// The same, so many bytes further.
+    pub(crate) fn advance(self, bytes: usize) -> Self {
+        match self {
+            Self::Elements(from) => Self::Elements(from.wrapping_add(bytes)),
+            Self::Partial(from) => Self::Partial(from.wrapping_add(bytes)),
+        }
+    }
 }
 
 /// Where a reduction writes to.

@@ -67,20 +67,17 @@ pub(crate) fn mpi(context: &Context) -> Result<()> {
     mpi_with(context, |_| {})
 }
 
-/// Runs the tests that start mpirun, each package's, with the settings that `prepare` adds.
+/// Runs the tests that start mpirun with the settings that `prepare` adds.
 pub(crate) fn mpi_with(context: &Context, prepare: impl Fn(&mut Command)) -> Result<()> {
-    for (package, directory) in [("kolo", "tests"), ("kolo-bench", "bench/tests")] {
-        let names = test_files(directory)?;
-        if names.is_empty() {
-            continue;
-        }
-        let mut command = cargo(&["test", "--quiet", "--no-fail-fast", "--package", package]);
-        for name in names {
+    // Of the workspace, and not of each package: features are those that all was built with, and nothing is built twice.
+    let mut command = cargo(&["test", "--quiet", "--no-fail-fast", "--workspace"]);
+    for directory in ["tests", "bench/tests"] {
+        for name in test_files(directory)? {
             command.args(["--test", &name]);
         }
-        prepare(&mut command);
-        context.run(&mut command)?;
     }
+    prepare(&mut command);
+    context.run(&mut command)?;
     context.need_tests()
 }
 
