@@ -13,6 +13,7 @@ use super::rounds::RoundRun;
 use super::routes::Routes;
 use super::stores::Choice;
 use super::{Port, Step, Team};
+use crate::device::host::can_stream;
 use crate::error::{Error, Mismatch, Result};
 use crate::event::{Begun, Mark, Stage, Verb};
 use crate::plan::{Algorithm, Table, TwoLevel};
@@ -117,7 +118,7 @@ impl std::fmt::Debug for Channel {
 impl Channel {
     pub(crate) fn new(port: Arc<Port>, team: Arc<Team>, arena: Arena, link: Routes, table: Table) -> Self {
         let two_level = TwoLevel::new(team.hosts().to_vec(), team.rank());
-        let chunk_bytes = arena.slot_bytes();
+        let (chunk_bytes, crowded) = (arena.slot_bytes(), port.crowded);
         Self {
             port,
             team,
@@ -129,7 +130,7 @@ impl Channel {
             sequence: 0,
             begun: 0,
             chunks: 0,
-            stores: Choice::new(),
+            stores: Choice::new(can_stream() && !crowded),
             current: None,
             poisoned: None,
             set: 0,

@@ -9,8 +9,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::device::host::can_stream;
-
 /// How a slot is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Stores {
@@ -51,8 +49,10 @@ fn trial(window: u64) -> Option<Stores> {
 }
 
 impl Choice {
-    pub(super) fn new() -> Self {
-        Self { able: can_stream(), best: Stores::Cached, cached: None, border: None }
+    /// `able`: the processor can, and every rank has a core. Ranks that take turns on one share its cache, and their
+    /// times say more about turns than about stores.
+    pub(super) fn new(able: bool) -> Self {
+        Self { able, best: Stores::Cached, cached: None, border: None }
     }
 
     /// How the chunk with this number is written.
@@ -106,13 +106,9 @@ mod tests {
         }
     }
 
-    fn able() -> Choice {
-        Choice { able: true, ..Choice::new() }
-    }
-
     #[test]
     fn the_faster_way_is_taken_and_left_again() {
-        let mut choice = able();
+        let mut choice = Choice::new(true);
         let far = |stores| if stores == Stores::Streaming { 70 } else { 100 };
         let near = |stores| if stores == Stores::Streaming { 100 } else { 50 };
         pass(&mut choice, 0..200, far);
@@ -125,14 +121,14 @@ mod tests {
 
     #[test]
     fn a_small_gain_changes_nothing() {
-        let mut choice = able();
+        let mut choice = Choice::new(true);
         pass(&mut choice, 0..200, |stores| if stores == Stores::Streaming { 95 } else { 100 });
         assert_eq!(choice.of(200), Stores::Cached);
     }
 
     #[test]
     fn a_pause_spoils_a_trial() {
-        let mut choice = able();
+        let mut choice = Choice::new(true);
         let far = |stores| if stores == Stores::Streaming { 70 } else { 100 };
         pass(&mut choice, 0..WINDOW * 3 + 5, far);
         choice.pause();
@@ -142,7 +138,7 @@ mod tests {
 
     #[test]
     fn who_cannot_stream_never_does() {
-        let mut choice = Choice { able: false, ..Choice::new() };
+        let mut choice = Choice::new(false);
         pass(&mut choice, 0..200, |_| 1);
         assert!((0..4000).all(|chunk| choice.of(chunk) == Stores::Cached));
     }
