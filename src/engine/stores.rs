@@ -10,10 +10,9 @@
 use std::time::{Duration, Instant};
 
 /// How a slot is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stores {
     /// Like any memory.
-    #[default]
     Cached,
     /// Past the caches.
     Streaming,

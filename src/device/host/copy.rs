@@ -18,13 +18,8 @@ const SHORT: usize = 1024;
 /// the two do not overlap.
 #[inline]
 pub(crate) unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if len >= SHORT && by_vectors() {
-        // SAFETY: the caller's promise, `SHORT` is more than one step, and the processor has AVX.
-        return unsafe { vectors::<false>(src, dst, len) };
-    }
     // SAFETY: the caller's promise.
-    unsafe { std::ptr::copy_nonoverlapping(src, dst, len) }
+    unsafe { copy_either::<false>(src, dst, len) }
 }
 
 /// Whether [`copy_streaming`] does what it says on this processor. Elsewhere it is not known to pay.
@@ -41,13 +36,21 @@ pub(crate) fn can_stream() -> bool {
 /// # Safety
 /// As [`copy`].
 pub(crate) unsafe fn copy_streaming(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { copy_either::<true>(src, dst, len) }
+}
+
+/// # Safety
+/// As [`copy`].
+#[inline]
+unsafe fn copy_either<const STREAMING: bool>(src: *const u8, dst: *mut u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
     if len >= SHORT && by_vectors() {
         // SAFETY: the caller's promise, `SHORT` is more than one step, and the processor has AVX.
-        return unsafe { vectors::<true>(src, dst, len) };
+        return unsafe { vectors::<STREAMING>(src, dst, len) };
     }
     // SAFETY: the caller's promise.
-    unsafe { copy(src, dst, len) }
+    unsafe { std::ptr::copy_nonoverlapping(src, dst, len) }
 }
 
 /// Whether this processor is one whose `rep movsb` is to be kept away from, and has what the loop needs.

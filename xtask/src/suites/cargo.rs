@@ -15,8 +15,8 @@ const FEATURE_SETS: &[&[&str]] = &[&["--workspace"], &["--package", "kolo", "--n
 
 /// Tests under mpirun that break things on purpose and take their time: a suite of their own.
 const FAULTS: &str = "faults";
-/// Tests of long waits: they wait, so they go with those.
-const STALLS: &str = "stalls";
+/// Tests of long waits: they wait, so they go with those. Every MPI has them.
+pub(super) const STALLS: &str = "stalls";
 /// Tests that make hosts out of namespaces: another one.
 pub(super) const HOSTS: &str = "hosts";
 /// Rounds of faults, which belong to the suite of the faults.
