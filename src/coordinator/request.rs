@@ -395,8 +395,9 @@ impl Request {
             None => fields.push(("shape", self.shape_in_words())),
             Some(Group { tensors, digest }) => {
                 fields.push(("group", format!("a group of {tensors}")));
-                fields.push(("elements", self.elements().to_string()));
-                fields.push(("shapes", format!("shapes {digest:08x}")));
+                fields.push(("elements", format!("{} elements", self.elements())));
+                // The shapes themselves are too many to send; a digest shows which ranks agree.
+                fields.push(("shapes of its tensors, in order", format!("shapes of digest {digest:08x}")));
             }
         }
         // Named in the value as well: what is equal on all ranks is listed by its values alone.
