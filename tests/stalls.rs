@@ -108,7 +108,7 @@ fn a_late_rank_is_looked_at() -> kolo::Result<()> {
     let others = judge.process_set(&[0, 1, 2])?;
     kolo.allreduce("known", &mut [1.0_f32], ReduceOp::Sum)?;
     let Some(others) = others else { return judge.barrier() };
-    let options = Options { deadline: Some(Duration::from_secs(8)), ..Options::default() };
+    let options = Options { deadline: Some(Duration::from_secs(10)), ..Options::default() };
     let handle = kolo.allreduce_async_with("late", vec![1.0_f32], ReduceOp::Sum, &options)?;
     if kolo.rank() == 0 {
         let pid = look_until(&kolo, |status| {
@@ -116,6 +116,8 @@ fn a_late_rank_is_looked_at() -> kolo::Result<()> {
             let asleep = matches!(status.ranks[3].state, RankState::Running | RankState::Sleeping);
             (known && asleep).then_some(status.ranks[3].pid)
         });
+        // Its host may have answered just now: the first warning is told at the next look.
+        std::thread::sleep(Duration::from_secs(1));
         let pid = Pid::from_raw(pid as i32).expect("a process");
         kill_process(pid, Signal::STOP).expect("it is stopped");
         look_until(&kolo, |status| (status.ranks[3].state == RankState::Stopped).then_some(()));

@@ -1,6 +1,7 @@
 //! Named operations in flight: handles, scopes, and who advances them.
 
 mod call;
+mod core;
 mod driver;
 mod flight;
 mod running;
@@ -11,6 +12,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod tickets;
+mod warning;
 mod wires;
 
 use std::fmt;
