@@ -7,6 +7,7 @@ mod barrier;
 mod broadcast;
 mod gather;
 mod group;
+mod join;
 mod point_to_point;
 mod reduce;
 mod reduce_scatter;

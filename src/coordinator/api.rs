@@ -1,5 +1,6 @@
 //! What goes in and what comes out of a step.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::request::{Request, Spec};
@@ -97,6 +98,13 @@ pub(crate) enum Event<'a> {
         /// Why, in words.
         reason: &'a str,
     },
+    /// This rank has no more data: the others go on without its submissions until all have joined.
+    Join {
+        /// Comes back in `Joined` or `Fail`, exactly once.
+        ticket: Ticket,
+        /// How long nothing may move before this rank gives up; the default is `stall_deadline`.
+        deadline: Option<Duration>,
+    },
     /// Someone begins to wait for the ticket. Unknown tickets (already run or failed) are fine.
     Urgent {
         /// Of a submission.
@@ -164,15 +172,19 @@ pub(crate) struct BatchItem {
     pub(crate) elements: u64,
 }
 
-/// Tensors to run as one operation, equal on every rank in everything but the tickets.
+/// Tensors to run as one operation, equal on every rank in everything but the tickets and who sits them out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Batch {
     /// The log entry it stands in.
     pub(crate) index: u64,
     /// What the tensors have in common.
     pub(crate) spec: Spec,
-    /// The tensors in agreed order.
+    /// The tensors in agreed order. None if this rank has joined.
     pub(crate) items: Vec<BatchItem>,
+    /// The same if it has: what it contributes the identity to. Else none.
+    pub(crate) sat_out: Vec<Arc<Request>>,
+    /// How many ranks have not joined.
+    pub(crate) contributors: u32,
     /// Bytes of all.
     pub(crate) bytes: u64,
 }
@@ -201,6 +213,15 @@ pub(crate) enum Action {
     Executed(u64),
     /// Run the batch. Batches come in the same order on every rank.
     Run(Batch),
+    /// All ranks have joined, and go on as before once they have run the batches before this entry.
+    Joined {
+        /// Of the join.
+        ticket: Ticket,
+        /// The entry.
+        index: u64,
+        /// The global rank that joined last.
+        last: u32,
+    },
     /// The submission failed.
     Fail {
         /// Which.

@@ -22,6 +22,13 @@ enum Trouble {
     TimedOut(Error),
 }
 
+/// What this rank does of a tensor that runs.
+enum Turn {
+    Mine(BatchItem),
+    /// It has joined.
+    SatOut(Arc<Request>),
+}
+
 type Applied<T> = Result<T, Trouble>;
 
 impl Coordinator {
@@ -62,6 +69,7 @@ impl Coordinator {
             self.resubmit(self.resubmit[at], actions);
         }
         self.resubmit.clear();
+        self.publish_join(actions);
         actions.push(Action::Executed(index));
         if !self.decides {
             self.install(actions);
@@ -80,6 +88,10 @@ impl Coordinator {
                 Item::Evict { slot } => self.evict(slot, actions)?,
                 Item::Withdraw { rank, serial, target } => self.confirm(rank, serial, target, actions)?,
                 Item::Fail { name, groups } => self.fail(name, &groups, actions)?,
+                Item::Joined { rank } if self.joined(rank, actions) => {}
+                Item::Joined { .. } => {
+                    return Err(Trouble::Damaged("it says of a rank that it has joined, which makes no sense"));
+                }
                 Item::Timeout { name, micros, missing, silent } => {
                     let waited = Duration::from_micros(micros);
                     self.note_late(&missing, &silent);
@@ -92,9 +104,12 @@ impl Coordinator {
 
     fn run(&mut self, count: u32, take: &mut Take<'_>, actions: &mut Vec<Action>) -> Applied<()> {
         let mut items = self.spare_batches.pop().unwrap_or_default();
-        match self.run_items(count, take, &mut items) {
+        let mut sat_out = Vec::new();
+        match self.run_items(count, take, &mut items, &mut sat_out) {
             Ok((spec, bytes)) => {
-                actions.push(Action::Run(Batch { index: self.next - 1, spec, items, bytes }));
+                let contributors = (self.size() - self.joins.count()) as u32;
+                let index = self.next - 1;
+                actions.push(Action::Run(Batch { index, spec, items, sat_out, contributors, bytes }));
                 Ok(())
             }
             Err(trouble) => {
@@ -108,15 +123,24 @@ impl Coordinator {
         }
     }
 
-    fn run_items(&mut self, count: u32, take: &mut Take<'_>, items: &mut Vec<BatchItem>) -> Applied<(Spec, u64)> {
+    fn run_items(
+        &mut self,
+        count: u32,
+        take: &mut Take<'_>,
+        items: &mut Vec<BatchItem>,
+        sat_out: &mut Vec<Arc<Request>>,
+    ) -> Applied<(Spec, u64)> {
         let (mut common, mut bytes) = (None::<Spec>, 0u64);
         for _ in 0..count {
             let item = entry::take_run_item(take).ok_or(Trouble::Damaged("a batch cannot be read"))?;
-            let (item, spec, size) = match item {
+            let (turn, spec, size) = match item {
                 RunItem::Cached { slot } => self.run_cached(slot)?,
                 RunItem::New { request, slot } => self.run_new(request, slot)?,
             };
-            items.push(item);
+            match turn {
+                Turn::Mine(item) => items.push(item),
+                Turn::SatOut(request) => sat_out.push(request),
+            }
             if *common.get_or_insert(spec) != spec {
                 return Err(Trouble::Damaged("a batch mixes operations"));
             }
@@ -125,17 +149,22 @@ impl Coordinator {
         Ok((common.ok_or(Trouble::Damaged("a batch is empty"))?, bytes))
     }
 
-    fn run_cached(&mut self, slot: u32) -> Applied<(BatchItem, Spec, u64)> {
+    fn run_cached(&mut self, slot: u32) -> Applied<(Turn, Spec, u64)> {
         if !self.slots.is_assigned(slot) {
             return Err(Trouble::Damaged("it runs a slot that is free"));
         }
         self.slots.consumed[slot as usize / 64] ^= 1 << (slot % 64);
+        self.joins.run(slot);
         self.hosts.touch(slot);
         self.slots.ran(slot, self.next);
+        let joined = self.joins.is_joined(self.topology.me);
         let entry = self.slots.get_mut(slot);
         let index = entry.local;
         let (id, size, elements) = (entry.name, entry.bytes, entry.elements);
         let spec = entry.spec.ok_or(Trouble::Damaged("it runs a slot without a request"))?;
+        if let Some(request) = entry.request.as_ref().filter(|_| joined && index == NONE) {
+            return Ok((Turn::SatOut(Arc::clone(request)), spec, size));
+        }
         if index == NONE {
             return Err(Trouble::Damaged("it runs a tensor that this rank did not submit"));
         }
@@ -145,16 +174,16 @@ impl Coordinator {
                 entry.local = NONE;
                 self.names.get_mut(id).local = NONE;
                 self.locals.remove(index);
-                Ok((BatchItem { ticket, elements }, spec, size))
+                Ok((Turn::Mine(BatchItem { ticket, elements }), spec, size))
             }
             _ => Err(Trouble::Withdrawn(Arc::clone(&self.names.get(id).name))),
         }
     }
 
-    fn run_new(&mut self, request: Request, slot: Option<u32>) -> Applied<(BatchItem, Spec, u64)> {
+    fn run_new(&mut self, request: Request, slot: Option<u32>) -> Applied<(Turn, Spec, u64)> {
         let id = self.names.intern(&request.name);
         if self.decides {
-            for rank in 0..self.size() as u32 {
+            for rank in (0..self.size() as u32).filter(|rank| !self.joins.is_joined(*rank)) {
                 self.names.consume(id, rank);
             }
         }
@@ -175,6 +204,11 @@ impl Coordinator {
             None => self.slots.clock += 1,
         }
         let index = std::mem::replace(&mut self.names.get_mut(id).local, NONE);
+        if index == NONE && self.joins.is_joined(self.topology.me) {
+            self.names.tidy(id);
+            let (spec, bytes) = (request.spec, request.bytes());
+            return Ok((Turn::SatOut(request), spec, bytes));
+        }
         if index == NONE {
             return Err(Trouble::Damaged("it runs a tensor that this rank did not submit"));
         }
@@ -184,7 +218,7 @@ impl Coordinator {
                 self.locals.remove(index);
                 self.names.tidy(id);
                 let item = BatchItem { ticket, elements: request.elements() };
-                Ok((item, request.spec, request.bytes()))
+                Ok((Turn::Mine(item), request.spec, request.bytes()))
             }
             (Form::WithdrawnFrame, _) => Err(Trouble::Withdrawn(Arc::clone(&request.name))),
             _ => Err(Trouble::Damaged("it runs a tensor that this rank submitted otherwise")),
@@ -301,15 +335,16 @@ impl Coordinator {
                 Said::Request(request) => request.describe(),
                 Said::Invalid(reason) => format!("refused there: {reason}"),
                 Said::Other => "something else".to_owned(),
+                Said::Joined => "has joined: it has no more data".to_owned(),
             };
             let request = match &group.said {
                 Said::Bit => cached.as_deref(),
                 Said::Request(request) => Some(request),
-                Said::Invalid(_) | Said::Other => None,
+                Said::Invalid(_) | Said::Other | Said::Joined => None,
             };
             explained.extend(request.map(|request| (text.clone(), request.fields())));
             for rank in &group.ranks {
-                if self.decides && group.said != Said::Bit {
+                if self.decides && !matches!(group.said, Said::Bit | Said::Joined) {
                     self.names.consume(id, *rank);
                 }
                 views.push((*rank, text.clone()));
@@ -321,6 +356,13 @@ impl Coordinator {
             view.0 = self.topology.global[view.0 as usize];
         }
         let index = self.names.get(id).local;
+        if index == NONE && self.joins.is_joined(self.topology.me) {
+            if slot != NONE {
+                self.free(slot);
+            }
+            self.names.tidy(id);
+            return Ok(());
+        }
         if index == NONE {
             return Err(Trouble::Damaged("it fails a tensor that this rank did not submit"));
         }

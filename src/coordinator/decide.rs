@@ -1,12 +1,13 @@
 //! What a decider proposes, and when (README, sections 4, 5 and 8).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::api::Action;
 use super::entry::{self, Group, Said};
 use super::frame::Target;
 use super::locals::Form;
-use super::names::Seen;
+use super::names::{Frames, Seen};
 use super::peers::Expired;
 use super::request::{Request, Spec};
 use super::slots::Free;
@@ -17,8 +18,16 @@ use super::{Coordinator, NONE};
 struct Open {
     spec: Spec,
     bytes: u64,
-    /// Submissions.
-    items: Vec<u32>,
+    items: Vec<Pick>,
+}
+
+/// A tensor that can run.
+#[derive(Clone, Copy, Debug)]
+enum Pick {
+    /// By its bit.
+    Slot(u32),
+    /// By the frames of the name with this index.
+    Name(u32),
 }
 
 /// Buffers that outlive a step so that steps need not allocate.
@@ -28,12 +37,30 @@ pub(super) struct Scratch {
     pub(super) slots: Vec<u32>,
     failing: Vec<u32>,
     open: Vec<Open>,
-    spare: Vec<Vec<u32>>,
+    spare: Vec<Vec<Pick>>,
 }
 
 impl Scratch {
     pub(super) fn new(words: usize) -> Self {
         Self { ready: vec![0; words], slots: Vec::new(), failing: Vec::new(), open: Vec::new(), spare: Vec::new() }
+    }
+}
+
+impl Scratch {
+    /// Puts a tensor into the newest batch of its spec, as older ones are full, or opens one.
+    fn put(&mut self, open: &mut Vec<Open>, pick: Pick, spec: Spec, bytes: u64, fusion_bytes: u64) {
+        if spec.kind.fuses()
+            && let Some(batch) = open.iter_mut().rev().find(|batch| batch.spec == spec)
+            && batch.bytes.saturating_add(bytes) <= fusion_bytes
+        {
+            batch.bytes += bytes;
+            batch.items.push(pick);
+            return;
+        }
+        let mut items = self.spare.pop().unwrap_or_default();
+        items.clear();
+        items.push(pick);
+        open.push(Open { spec, bytes, items });
     }
 }
 
@@ -46,7 +73,8 @@ impl Coordinator {
         let complete = self.find_ready() + self.judge_frames();
         self.drop_moot();
         let due = self.expired.iter().any(|expired| self.may_rule(expired));
-        let rulings = due || !(self.scratch.failing.is_empty() && self.withdrawals.is_empty());
+        let joins = self.joins.due().next().is_some();
+        let rulings = due || joins || !(self.scratch.failing.is_empty() && self.withdrawals.is_empty());
         if complete == 0 && !rulings {
             return self.window.close();
         }
@@ -65,19 +93,22 @@ impl Coordinator {
         actions.push(Action::Propose { index: self.next, bytes });
     }
 
-    /// Slots whose bit is pending on every rank, into `scratch.ready`; how many.
+    /// Slots whose bit is pending on every rank that takes part, into `scratch.ready`; how many. Those that need a joined
+    /// rank go into `scratch.failing`.
     fn find_ready(&mut self) -> usize {
         let mut count = 0;
+        self.scratch.failing.clear();
         for word in 0..self.slots.words_in_use() {
-            let consumed = self.slots.consumed[word];
-            let bits = &self.bits[word * self.members..(word + 1) * self.members];
-            let mut ready = (bits[self.my_member] ^ consumed) & self.slots.assigned[word];
+            let mut ready = self.ready_bits(self.my_member, word) & self.slots.assigned[word];
             if ready != 0 {
-                for bits in bits {
-                    ready &= bits ^ consumed;
+                for member in 0..self.members {
+                    ready &= self.ready_bits(member, word);
                 }
                 if self.topology.hosts.len() > 1 {
-                    ready &= self.hosts.all_vote(word, self.my_host);
+                    ready &= self.voted_by_all(word);
+                }
+                if self.joins.any() {
+                    ready = self.without_joined(word, ready);
                 }
             }
             self.scratch.ready[word] = ready;
@@ -86,23 +117,45 @@ impl Coordinator {
         count
     }
 
+    /// What of `ready` can run without the ranks that have joined.
+    fn without_joined(&mut self, word: usize, mut ready: u64) -> u64 {
+        let mut left = ready;
+        while left != 0 {
+            let slot = word as u32 * 64 + left.trailing_zeros();
+            left &= left - 1;
+            let of = self.slots.get(slot);
+            let refused = self.names.get(of.name).frames.as_ref().is_some_and(|frames| frames.live() > 0);
+            let rootless = of.request.as_ref().is_some_and(|request| self.needs_joined(request));
+            // A call that a joined rank had refused is judged by its frame.
+            if rootless && !refused {
+                self.scratch.failing.push(of.name);
+            }
+            if rootless || refused {
+                ready &= !(1 << (slot % 64));
+            }
+        }
+        ready
+    }
+
+    /// Whether every rank that takes part is pending by frame.
+    fn has_all_frames(&self, frames: &Frames) -> bool {
+        !self.joins.any()
+            || (0..self.size() as u32).all(|rank| self.joins.is_joined(rank) || frames.view(rank).is_some())
+    }
+
     /// Names pending by frame on some rank and in any form on all: those to fail into `scratch.failing`; how many may run.
     fn judge_frames(&mut self) -> usize {
         let mut agreed = 0;
-        self.scratch.failing.clear();
         for at in 0..self.names.framed.len() {
             let id = self.names.framed[at];
             let name = self.names.get(id);
             let Some(frames) = &name.frames else { continue };
-            if frames.live() == self.size() {
-                match frames.agreed() {
-                    Some(_) => agreed += 1,
-                    None => self.scratch.failing.push(id),
+            if frames.live() + self.joins.count() >= self.size() && self.has_all_frames(frames) {
+                match frames.agreed(|rank| self.joins.is_joined(rank)) {
+                    Some(request) if !self.needs_joined(request) => agreed += 1,
+                    _ => self.scratch.failing.push(id),
                 }
-            } else if frames.live() > 0
-                && name.slot != NONE
-                && (0..self.size() as u32).all(|rank| self.is_present(id, rank))
-            {
+            } else if frames.live() > 0 && name.slot != NONE && self.all_present(id) {
                 self.scratch.failing.push(id);
             }
         }
@@ -145,6 +198,17 @@ impl Coordinator {
                 return;
             }
         }
+        let mut joining = false;
+        for rank in self.joins.due() {
+            if !fits(out, room, |out| entry::put_joined(out, rank)) {
+                return;
+            }
+            joining = true;
+        }
+        if joining {
+            // All else was judged by who has joined before.
+            return;
+        }
         for at in 0..self.scratch.failing.len() {
             if !self.compose_fail(self.scratch.failing[at], room, out) {
                 return;
@@ -179,20 +243,23 @@ impl Coordinator {
     /// Appends the failure of a name; false if there is no room.
     fn compose_fail(&self, id: u32, room: usize, out: &mut Vec<u8>) -> bool {
         let name = self.names.get(id);
-        let Some(frames) = &name.frames else { return true };
+        let views = name.frames.as_ref().map_or(&[][..], |frames| &frames.views);
         let mut groups: Vec<Group> = Vec::new();
-        let (mut bit, mut of_view) = (None, vec![None; frames.views.len()]);
+        let (mut bit, mut joined, mut of_view) = (None, None, vec![None; views.len()]);
         for rank in 0..self.size() as u32 {
-            let seen = frames.view(rank);
+            let seen = name.frames.as_ref().and_then(|frames| frames.view(rank));
+            let has_joined = self.joins.is_joined(rank);
             let group = match seen {
+                None if has_joined => &mut joined,
                 None => &mut bit,
                 Some(seen) => {
-                    let index = frames.views.iter().position(|view| std::ptr::eq(view, seen));
+                    let index = views.iter().position(|view| std::ptr::eq(view, seen));
                     &mut of_view[index.unwrap_or(0)]
                 }
             };
             let at = *group.get_or_insert_with(|| {
                 let said = match seen {
+                    None if has_joined => Said::Joined,
                     None => Said::Bit,
                     Some(Seen::Request { request, .. }) => Said::Request(Request::clone(request)),
                     Some(Seen::Invalid(reason)) => Said::Invalid(reason.to_string()),
@@ -214,25 +281,26 @@ impl Coordinator {
     fn compose_runs(&mut self, room: usize, out: &mut Vec<u8>) {
         let mut open = std::mem::take(&mut self.scratch.open);
         self.gather(&mut open);
-        let as_of = self.as_of.iter().copied().min().unwrap_or(0);
+        // Joined ranks have let go of all slots.
+        let at_work = (0..).zip(&self.as_of).filter(|(rank, _)| !self.joins.is_joined(*rank));
+        let as_of = at_work.map(|(_, as_of)| *as_of).min().unwrap_or(0);
         let (mut free, mut without_slot, mut full) = (Free::default(), 0, false);
         for batch in &open {
             let start = out.len();
             let at = entry::begin_run(out);
             let mut count = 0;
-            for index in &batch.items {
-                let local = self.locals.get(*index);
-                let fitted = match &local.form {
-                    Form::Bit(slot) => fits(out, room, |out| entry::put_cached(out, *slot)),
-                    Form::Frame(request) => {
-                        let mut slot = Some(self.names.get(local.name).slot).filter(|slot| *slot != NONE);
+            for pick in &batch.items {
+                let fitted = match *pick {
+                    Pick::Slot(slot) => fits(out, room, |out| entry::put_cached(out, slot)),
+                    Pick::Name(id) => {
+                        let Some(request) = self.agreed(id) else { continue };
+                        let mut slot = Some(self.names.get(id).slot).filter(|slot| *slot != NONE);
                         if slot.is_none() {
                             slot = self.slots.next_free(&mut free, as_of);
                             without_slot += usize::from(slot.is_none());
                         }
                         fits(out, room, |out| entry::put_new(out, request, slot))
                     }
-                    _ => true,
                 };
                 if !fitted {
                     full = true;
@@ -259,47 +327,59 @@ impl Coordinator {
         }
     }
 
-    /// Sorts what is ready into batches, in the order of submission.
+    /// Sorts what is ready into batches, in the order of submission; in that of slots and frames if this rank has joined.
     fn gather(&mut self, open: &mut Vec<Open>) {
+        if self.joins.is_joined(self.topology.me) {
+            return self.gather_for_others(open);
+        }
         for index in self.locals.iter() {
             let local = self.locals.get(index);
-            let (spec, bytes) = match &local.form {
-                Form::Bit(slot) if self.scratch.ready[*slot as usize / 64] >> (slot % 64) & 1 == 1 => {
-                    let slot = self.slots.get(*slot);
-                    let Some(spec) = slot.spec else { continue };
-                    (spec, slot.bytes)
-                }
-                Form::Frame(request) => {
-                    let frames = self.names.get(local.name).frames.as_ref();
-                    if frames.is_none_or(|frames| frames.agreed().is_none()) {
-                        continue;
-                    }
-                    (request.spec, request.bytes())
-                }
+            let pick = match &local.form {
+                Form::Bit(slot) => Pick::Slot(*slot),
+                Form::Frame(_) => Pick::Name(local.name),
                 _ => continue,
             };
-            // The newest batch of this spec: older ones are full.
-            if spec.kind.fuses()
-                && let Some(batch) = open.iter_mut().rev().find(|batch| batch.spec == spec)
-                && batch.bytes.saturating_add(bytes) <= self.params.fusion_bytes
-            {
-                batch.bytes += bytes;
-                batch.items.push(index);
-                continue;
+            if let Some((spec, bytes)) = self.ready(pick) {
+                self.scratch.put(open, pick, spec, bytes, self.params.fusion_bytes);
             }
-            let mut items = self.scratch.spare.pop().unwrap_or_default();
-            items.clear();
-            items.push(index);
-            open.push(Open { spec, bytes, items });
         }
+    }
+
+    fn gather_for_others(&mut self, open: &mut Vec<Open>) {
+        let slots = 0..self.slots.words_in_use() as u32 * 64;
+        let picks: Vec<Pick> =
+            slots.map(Pick::Slot).chain(self.names.framed.iter().map(|id| Pick::Name(*id))).collect();
+        for pick in picks {
+            if let Some((spec, bytes)) = self.ready(pick) {
+                self.scratch.put(open, pick, spec, bytes, self.params.fusion_bytes);
+            }
+        }
+    }
+
+    /// What a tensor is, if it can run.
+    fn ready(&self, pick: Pick) -> Option<(Spec, u64)> {
+        match pick {
+            Pick::Slot(slot) => {
+                let ready =
+                    self.scratch.ready.get(slot as usize / 64).is_some_and(|ready| ready >> (slot % 64) & 1 == 1);
+                let slot = ready.then(|| self.slots.get(slot))?;
+                Some((slot.spec?, slot.bytes))
+            }
+            Pick::Name(id) => self.agreed(id).map(|request| (request.spec, request.bytes())),
+        }
+    }
+
+    /// The request of a name that can run by its frames.
+    fn agreed(&self, id: u32) -> Option<&Arc<Request>> {
+        let frames = self.names.get(id).frames.as_ref()?;
+        frames.agreed(|rank| self.joins.is_joined(rank)).filter(|request| !self.needs_joined(request))
     }
 
     fn compose_evictions(&mut self, wanted: usize, room: usize, out: &mut Vec<u8>) {
         let mut victims = std::mem::take(&mut self.scratch.slots);
         let keep = |slot: u32| {
             let (word, mask) = (slot as usize / 64, 1u64 << (slot % 64));
-            let bits = &self.bits[word * self.members..(word + 1) * self.members];
-            bits.iter().any(|bits| (bits ^ self.slots.consumed[word]) & mask != 0)
+            (0..self.members).any(|member| self.bits_of(member, word) & mask != 0)
                 || self.hosts.any_vote(word) & mask != 0
                 || self.hosts.has_details(slot)
                 || self.names.get(self.slots.get(slot).name).frames.is_some()

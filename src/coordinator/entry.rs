@@ -12,6 +12,7 @@ const WITHDRAW: u8 = 2;
 const FAIL: u8 = 3;
 const RUN: u8 = 4;
 const TIMEOUT: u8 = 5;
+const JOINED: u8 = 6;
 
 /// An item as read. A `Run` is followed by `count` items for [`take_run_item`].
 #[derive(Debug)]
@@ -38,6 +39,10 @@ pub(super) enum Item<'a> {
         missing: Vec<u32>,
         silent: Vec<u32>,
     },
+    /// `rank` has joined.
+    Joined {
+        rank: u32,
+    },
 }
 
 /// What ranks with the same view of a failed name said.
@@ -51,6 +56,8 @@ pub(super) enum Said {
     Invalid(String),
     /// They published something that the entry had no room for.
     Other,
+    /// They have joined, and said nothing of the name.
+    Joined,
 }
 
 /// Ranks with one view.
@@ -64,9 +71,9 @@ pub(super) struct Group {
 /// One tensor of a batch.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RunItem {
-    /// Every rank has the slot's bit pending.
+    /// Every rank that has not joined has the slot's bit pending.
     Cached { slot: u32 },
-    /// Every rank has an equal frame pending; the request gets the slot, if one is given.
+    /// Every rank that has not joined has an equal frame pending; the request gets the slot, if one is given.
     New { request: Request, slot: Option<u32> },
 }
 
@@ -90,6 +97,11 @@ pub(super) fn put_timeout(out: &mut Vec<u8>, name: &str, micros: u64, missing: &
     put_ranks(out, silent, size);
 }
 
+pub(super) fn put_joined(out: &mut Vec<u8>, rank: u32) {
+    out.u8(JOINED);
+    out.varint(rank.into());
+}
+
 pub(super) fn put_fail(out: &mut Vec<u8>, name: &str, groups: &[Group], size: usize) {
     out.u8(FAIL);
     out.str(name);
@@ -106,6 +118,7 @@ pub(super) fn put_fail(out: &mut Vec<u8>, name: &str, groups: &[Group], size: us
                 out.str(reason);
             }
             Said::Other => out.u8(3),
+            Said::Joined => out.u8(4),
         }
         put_ranks(out, &group.ranks, size);
     }
@@ -153,6 +166,7 @@ pub(super) fn take_item<'a>(take: &mut Take<'a>, size: usize) -> Option<Item<'a>
                     1 => Said::Request(Request::take_view(name, take)?),
                     2 => Said::Invalid(take.str(MAX_REASON)?.to_owned()),
                     3 => Said::Other,
+                    4 => Said::Joined,
                     _ => return None,
                 };
                 let ranks = take_ranks(take, size)?;
@@ -170,6 +184,7 @@ pub(super) fn take_item<'a>(take: &mut Take<'a>, size: usize) -> Option<Item<'a>
             let (name, micros) = (take.str(MAX_NAME)?, take.varint()?);
             Some(Item::Timeout { name, micros, missing: take_ranks(take, size)?, silent: take_ranks(take, size)? })
         }
+        JOINED => Some(Item::Joined { rank: take.bounded(size as u64 - 1)? as u32 }),
         _ => None,
     }
 }
@@ -268,12 +283,14 @@ mod tests {
             Group { said: Said::Bit, ranks: vec![0] },
             Group { said: Said::Request(request.clone()), ranks: vec![1, 2] },
             Group { said: Said::Invalid("no".into()), ranks: vec![3] },
+            Group { said: Said::Joined, ranks: vec![4] },
         ];
         let mut out = Vec::new();
         put_evict(&mut out, 5);
         put_withdraw(&mut out, 2, 9, Target::Name("a"));
-        put_fail(&mut out, "a", &groups, 4);
-        put_timeout(&mut out, "a", 77, &[1], &[2], 4);
+        put_fail(&mut out, "a", &groups, 5);
+        put_timeout(&mut out, "a", 77, &[1], &[2], 5);
+        put_joined(&mut out, 4);
         let at = begin_run(&mut out);
         put_cached(&mut out, 70_000);
         put_new(&mut out, &request, Some(3));
@@ -281,15 +298,16 @@ mod tests {
         end_run(&mut out, at, 3);
 
         let mut take = Take::new(&out);
-        assert!(matches!(take_item(&mut take, 4), Some(Item::Evict { slot: 5 })));
+        assert!(matches!(take_item(&mut take, 5), Some(Item::Evict { slot: 5 })));
         assert!(matches!(
-            take_item(&mut take, 4),
+            take_item(&mut take, 5),
             Some(Item::Withdraw { rank: 2, serial: 9, target: Target::Name("a") })
         ));
-        assert!(matches!(take_item(&mut take, 4), Some(Item::Fail { name: "a", groups: read }) if read == groups));
-        assert!(matches!(take_item(&mut take, 4), Some(Item::Timeout { micros: 77, missing, silent, .. })
+        assert!(matches!(take_item(&mut take, 5), Some(Item::Fail { name: "a", groups: read }) if read == groups));
+        assert!(matches!(take_item(&mut take, 5), Some(Item::Timeout { micros: 77, missing, silent, .. })
                 if missing == [1] && silent == [2]));
-        assert!(matches!(take_item(&mut take, 4), Some(Item::Run { count: 3 })));
+        assert!(matches!(take_item(&mut take, 5), Some(Item::Joined { rank: 4 })));
+        assert!(matches!(take_item(&mut take, 5), Some(Item::Run { count: 3 })));
         assert_eq!(take_run_item(&mut take), Some(RunItem::Cached { slot: 70_000 }));
         assert_eq!(take_run_item(&mut take), Some(RunItem::New { request: request.clone(), slot: Some(3) }));
         assert_eq!(take_run_item(&mut take), Some(RunItem::New { request, slot: None }));

@@ -10,6 +10,7 @@ const REQUEST: u8 = 1;
 const INVALID: u8 = 2;
 const WITHDRAW: u8 = 3;
 const EXPIRED: u8 = 4;
+const JOIN: u8 = 5;
 
 /// What a withdrawal or an expiry is about: the form in which the name was submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub(super) enum Body<'a> {
     Withdraw { serial: u64, target: Target<'a> },
     /// The submission of the target reached its deadline after so many microseconds.
     Expired { micros: u64, target: Target<'a> },
+    /// The rank has joined: nothing of it is in flight, and it submits nothing until all have joined.
+    Join,
 }
 
 /// One frame: the position of its writer, and what it says.
@@ -98,6 +101,11 @@ pub(super) fn put_expired(out: &mut Vec<u8>, as_of: u64, micros: u64, target: Ta
     target.encode(out);
 }
 
+pub(super) fn put_join(out: &mut Vec<u8>, as_of: u64) {
+    out.u8(JOIN);
+    out.varint(as_of);
+}
+
 /// Reads one frame; `None` if the bytes are anything else.
 pub(super) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
     let mut take = Take::new(bytes);
@@ -118,6 +126,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
         }
         WITHDRAW => Body::Withdraw { serial: take.varint()?, target: Target::take(&mut take)? },
         EXPIRED => Body::Expired { micros: take.varint()?, target: Target::take(&mut take)? },
+        JOIN => Body::Join,
         _ => return None,
     };
     take.is_empty().then_some(Frame { as_of, body })
@@ -147,7 +156,10 @@ mod tests {
         frames.push((out.clone(), Body::Withdraw { serial: 4, target: Target::Slot(77) }));
         out.clear();
         put_expired(&mut out, 300, 9, Target::Name("a"));
-        frames.push((out, Body::Expired { micros: 9, target: Target::Name("a") }));
+        frames.push((out.clone(), Body::Expired { micros: 9, target: Target::Name("a") }));
+        out.clear();
+        put_join(&mut out, 300);
+        frames.push((out, Body::Join));
         for (bytes, body) in &frames {
             assert_eq!(parse(bytes), Some(Frame { as_of: 300, body: *body }));
             for len in 0..bytes.len() {

@@ -51,10 +51,10 @@ impl Hosts {
         self.votes.get(word * self.count + host).is_some_and(|votes| votes & mask != 0)
     }
 
-    /// Slots of a word that every other host votes for.
-    pub(super) fn all_vote(&self, word: usize, mine: usize) -> u64 {
+    /// Slots of a word that every host votes for, but for the exempt ones.
+    pub(super) fn all_vote(&self, word: usize, exempt: impl Fn(usize) -> bool) -> u64 {
         let votes = self.votes.get(word * self.count..(word + 1) * self.count).unwrap_or_default();
-        votes.iter().enumerate().filter(|(host, _)| *host != mine).fold(u64::MAX, |all, (_, votes)| all & votes)
+        votes.iter().enumerate().filter(|(host, _)| !exempt(*host)).fold(u64::MAX, |all, (_, votes)| all & votes)
     }
 
     /// Slots of a word that any other host votes for.
@@ -138,7 +138,7 @@ impl Coordinator {
             Body::Submission { name, .. } => self.names.find(name).map(|id| self.names.get(id).slot),
             Body::Expired { target: Target::Slot(slot), .. } => Some(*slot),
             Body::Expired { target: Target::Name(name), .. } => self.names.find(name).map(|id| self.names.get(id).slot),
-            Body::Withdraw { .. } => None,
+            Body::Withdraw { .. } | Body::Join => None,
         };
         if let Some(slot) = cached.filter(|slot| *slot != NONE && self.slots.is_assigned(*slot)) {
             self.hosts.watch(slot);
@@ -169,12 +169,15 @@ impl Coordinator {
     }
 
     fn vote(&mut self, actions: &mut Vec<Action>) {
+        if self.topology.hosts[self.my_host].iter().all(|rank| self.joins.is_joined(*rank)) {
+            return;
+        }
         let mut slots = std::mem::take(&mut self.scratch.slots);
         slots.clear();
         for word in 0..self.slots.words_in_use() {
             let mut ready = self.slots.assigned[word] & !self.hosts.voted[word];
-            for bits in &self.bits[word * self.members..(word + 1) * self.members] {
-                ready &= bits ^ self.slots.consumed[word];
+            for member in 0..self.members {
+                ready &= self.ready_bits(member, word);
             }
             self.hosts.voted[word] |= ready;
             while ready != 0 {

@@ -9,6 +9,7 @@ mod decide;
 mod entry;
 mod frame;
 mod hosts;
+mod join;
 mod locals;
 mod message;
 mod names;
@@ -31,6 +32,7 @@ use std::time::Duration;
 #[cfg(test)]
 pub(crate) use api::MAX_FRAME;
 pub(crate) use api::{Action, Batch, BatchItem, Event, Params, Ticket, Topology};
+pub(crate) use join::JOIN;
 pub(crate) use request::{Device, Group, Kind, Request, Spec};
 pub(crate) use stall::Stalled;
 
@@ -80,6 +82,7 @@ pub(crate) struct Coordinator {
     proposed: Option<u64>,
     hosts: hosts::Hosts,
     census: census::Census,
+    joins: join::Joins,
     window: window::Window,
     scratch: decide::Scratch,
     stall: stall::Watch,
@@ -133,6 +136,7 @@ impl Coordinator {
             proposed: None,
             hosts: hosts::Hosts::new(topology.hosts.len(), words),
             census: census::Census::new(topology.hosts.len()),
+            joins: join::Joins::new(size),
             window: window::Window::default(),
             scratch: decide::Scratch::new(words),
             stall: stall::Watch::new(params.capacity),
@@ -161,6 +165,7 @@ impl Coordinator {
                     self.dirty = true;
                 }
             }
+            Event::Join { ticket, deadline } => self.join(now, ticket, deadline, actions),
             Event::Withdraw { ticket } => self.withdraw(ticket, actions),
             Event::PeerRequest { member, bytes } => self.peer_frame(member, bytes, actions),
             Event::PeerBits { member, word, bits } => self.peer_bits(member, word, bits),
@@ -191,19 +196,20 @@ impl Coordinator {
 
     /// Local submissions that neither ran nor failed.
     pub(crate) fn pending(&self) -> usize {
-        self.locals.tickets()
+        self.locals.tickets() + usize::from(self.joins.ticket().is_some())
     }
 
     /// The names of those submissions, the oldest first.
     pub(crate) fn names_in_flight(&self) -> impl Iterator<Item = &str> {
         let with_ticket = self.locals.iter().map(|index| self.locals.get(index)).filter(|local| local.ticket.is_some());
-        with_ticket.map(|local| &*self.names.get(local.name).name)
+        let join = self.joins.ticket().map(|_| JOIN);
+        with_ticket.map(|local| &*self.names.get(local.name).name).chain(join)
     }
 
     /// Whether this rank has nothing outstanding: no submission, and no refused or withdrawn one that the log has yet to
     /// confirm.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.locals.iter().next().is_none()
+        self.locals.iter().next().is_none() && self.joins.ticket().is_none()
     }
 
     /// Takes back the bytes of an action, to be reused.
@@ -259,7 +265,8 @@ impl Coordinator {
 
     /// The set ends: every pending ticket fails.
     fn end(&mut self, error: Error, actions: &mut Vec<Action>) {
-        let tickets: Vec<_> = self.locals.iter().filter_map(|index| self.locals.get(index).ticket).collect();
+        let mut tickets: Vec<_> = self.locals.iter().filter_map(|index| self.locals.get(index).ticket).collect();
+        tickets.extend(self.joins.take());
         actions.extend(tickets.into_iter().map(|ticket| Action::Fail { ticket, error: error.clone() }));
         self.locals = locals::Locals::new();
         self.over = Some(error);
@@ -275,7 +282,7 @@ impl Coordinator {
     /// What remains to be done once the set is over.
     fn refuse(&mut self, event: Event<'_>, actions: &mut Vec<Action>) {
         match (event, &self.over) {
-            (Event::Submit { ticket, .. }, Some(error)) => {
+            (Event::Submit { ticket, .. } | Event::Join { ticket, .. }, Some(error)) => {
                 actions.push(Action::Fail { ticket, error: error.clone() });
             }
             // A failure says more than that the set was poisoned.

@@ -80,13 +80,22 @@ impl Frames {
         self.is_withdrawn(rank) || self.later.iter().any(|(r, view)| *r == rank && view & WITHDRAWN != 0)
     }
 
-    /// The one request of all ranks, if every rank is pending by frame with the same.
-    pub(super) fn agreed(&self) -> Option<&Arc<Request>> {
-        let first = self.heads.first().filter(|_| self.live == self.heads.len())?;
-        match &self.views[*first as usize] {
-            Seen::Request { request, .. } if self.views.len() == 1 || self.heads.iter().all(|h| h == first) => {
-                Some(request)
-            }
+    /// The one request of all ranks, if every rank is pending by frame with the same; those that have `joined` are not, or
+    /// there is none.
+    pub(super) fn agreed(&self, joined: impl Fn(u32) -> bool) -> Option<&Arc<Request>> {
+        if self.live == self.heads.len() {
+            return self.request(&self.heads);
+        }
+        let at_work: Vec<u32> =
+            (0..).zip(&self.heads).filter(|(rank, _)| !joined(*rank)).map(|(_, head)| *head).collect();
+        self.request(&at_work).filter(|_| self.live == at_work.len())
+    }
+
+    /// What all of `heads` ask for.
+    fn request(&self, heads: &[u32]) -> Option<&Arc<Request>> {
+        let first = heads.first()?;
+        match self.views.get(*first as usize)? {
+            Seen::Request { request, .. } if heads.iter().all(|head| head == first) => Some(request),
             _ => None,
         }
     }
@@ -303,7 +312,7 @@ mod tests {
         assert_eq!(frames.live(), 1, "rank 1's frame paid its debt, rank 0's second one queues");
         names.consume(id, 0);
         names.arrive(1, "a", View::Request(&two));
-        assert_eq!(names.get(id).frames.as_ref().unwrap().agreed().unwrap().shape, [2]);
+        assert_eq!(names.get(id).frames.as_ref().unwrap().agreed(|_| false).unwrap().shape, [2]);
         names.consume(id, 0);
         names.consume(id, 1);
         names.tidy(id);
@@ -319,9 +328,9 @@ mod tests {
         names.arrive(1, "a", View::Request(&one));
         assert!(names.withdraw(1, "a"));
         names.arrive(1, "a", View::Request(&one));
-        assert!(names.get(id).frames.as_ref().unwrap().agreed().is_none());
+        assert!(names.get(id).frames.as_ref().unwrap().agreed(|_| false).is_none());
         names.consume(id, 1);
-        assert!(names.get(id).frames.as_ref().unwrap().agreed().is_some());
+        assert!(names.get(id).frames.as_ref().unwrap().agreed(|_| false).is_some());
         assert!(!names.withdraw(0, "b"));
     }
 
@@ -333,6 +342,6 @@ mod tests {
         names.arrive(1, "a", View::Invalid("no"));
         let frames = names.get(id).frames.as_ref().unwrap();
         assert_eq!(frames.live(), 2);
-        assert!(frames.agreed().is_none());
+        assert!(frames.agreed(|_| false).is_none());
     }
 }

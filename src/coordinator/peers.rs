@@ -123,6 +123,7 @@ impl Coordinator {
                 let waited = Duration::from_micros(micros);
                 self.expired.push(Expired { rank, waited, as_of: frame.as_of, of: target.into(), census: None });
             }
+            Body::Join => self.joins.arrive(rank),
         }
     }
 
@@ -146,7 +147,7 @@ impl Coordinator {
                 return false;
             }
             let member = self.member_of[rank as usize] as usize;
-            return (self.bits[word * self.members + member] ^ self.slots.consumed[word]) & mask != 0;
+            return self.bits_of(member, word) & mask != 0;
         }
         self.hosts.has_vote(host, word, mask) || self.hosts.details.contains(&(slot, rank))
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::api::Action;
 use super::frame::{self, Target};
+use super::join::JOIN;
 use super::locals::Form;
 use super::peers::{Expired, Owned};
 use super::{Coordinator, NONE};
@@ -83,6 +84,11 @@ impl Watch {
         self.scan_at
     }
 
+    /// Since when nothing has moved, and patience was not asked for either.
+    pub(super) fn quiet_since(&self) -> Duration {
+        self.last_change.max(self.paused_until)
+    }
+
     pub(super) fn changed(&mut self) {
         self.changed = true;
     }
@@ -143,6 +149,10 @@ impl Coordinator {
                 }
             }
         }
+        if let Some((present, missing, unknown)) = self.join_attendance() {
+            let waited = now.saturating_sub(self.stall.quiet_since());
+            stalled.push(Stalled { name: JOIN.into(), waited, present, missing, unknown });
+        }
         stalled.sort_by(|a, b| b.waited.cmp(&a.waited).then_with(|| a.name.cmp(&b.name)));
         Report { stalled }
     }
@@ -168,12 +178,16 @@ impl Coordinator {
         Stalled { name: Arc::clone(&name.name), waited: now.saturating_sub(since), present, missing, unknown }
     }
 
-    /// The ranks that submitted the name, those that did not, and those of which that is not known.
+    /// The ranks that submitted the name, those that did not, and those of which that is not known. Joined ranks are
+    /// none of them.
     pub(super) fn attendance(&self, id: u32) -> (Vec<u32>, Vec<u32>, Vec<u32>) {
         let local = self.names.get(id).local;
         let (mut present, mut missing, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         for rank in 0..self.size() as u32 {
             let own_frame = rank == self.topology.me && local != NONE && self.locals.get(local).is_unfinished();
+            if self.joins.is_joined(rank) {
+                continue;
+            }
             let list = if own_frame || self.is_present(id, rank) {
                 &mut present
             } else if self.is_known(rank) {
@@ -198,13 +212,8 @@ impl Coordinator {
 
     /// Slots of a word that are pending on any rank that this one knows of.
     pub(super) fn pending_bits(&self, word: usize) -> u64 {
-        let first = word * self.members;
-        let bits = if self.watches_peers() {
-            &self.bits[first..first + self.members]
-        } else {
-            &self.bits[first + self.my_member..=first + self.my_member]
-        };
-        let local = bits.iter().fold(0, |any, bits| any | (bits ^ self.slots.consumed[word]));
+        let members = if self.watches_peers() { 0..self.members } else { self.my_member..self.my_member + 1 };
+        let local = members.fold(0, |any, member| any | self.bits_of(member, word));
         let mut any = local | self.hosts.any_vote(word);
         for (slot, _) in &self.hosts.details {
             if *slot as usize / 64 == word {
@@ -227,7 +236,8 @@ impl Coordinator {
             return;
         }
         let pending = self.date(now);
-        self.stall.scan_at = (pending || self.locals.tickets() > 0).then(|| now.saturating_add(PERIOD));
+        let waits = pending || self.joins.any() || self.pending() > 0;
+        self.stall.scan_at = waits.then(|| now.saturating_add(PERIOD));
         if self.is_other_leader() {
             self.watch_old(now);
         }
@@ -238,6 +248,7 @@ impl Coordinator {
             self.summon(now, actions);
         }
         self.check_deadlines(now, actions);
+        self.check_join(now, actions);
     }
 
     /// Lets the first leader know who set the bits that wait for some of this host: it may not know of them at all.
@@ -265,7 +276,7 @@ impl Coordinator {
             let since = local.since.max(self.stall.paused_until);
             local.ticket.is_some() && now.saturating_sub(since) >= QUIET
         };
-        if self.locals.iter().any(old) {
+        if self.locals.iter().any(old) || self.joins.ticket().is_some() {
             self.stall.summon_at = now.saturating_add(SUMMONS);
             actions.push(Action::Summon);
         }

@@ -20,6 +20,9 @@ impl Coordinator {
         deadline: Option<Duration>,
         actions: &mut Vec<Action>,
     ) {
+        if let Some(error) = self.refusal(&request.name) {
+            return actions.push(Action::Fail { ticket, error });
+        }
         let deadline = deadline.unwrap_or(self.params.stall_deadline);
         let known = self.names.find(&request.name);
         if let Some(id) = known {
@@ -81,8 +84,8 @@ impl Coordinator {
     }
 
     pub(super) fn submit_failed(&mut self, now: Duration, name: &str, reason: &str, actions: &mut Vec<Action>) {
-        // A name that cannot be sent cannot be another rank's name either.
-        if check_name(name).is_err() {
+        // A name that cannot be sent cannot be another rank's name either. And nobody waits for a rank that has joined.
+        if check_name(name).is_err() || self.refusal(name).is_some() {
             return;
         }
         let id = self.names.intern(name);
@@ -100,6 +103,9 @@ impl Coordinator {
     }
 
     pub(super) fn withdraw(&mut self, ticket: Ticket, actions: &mut Vec<Action>) {
+        if self.withdraw_join(ticket, actions) {
+            return;
+        }
         let Some(index) = self.locals.find(ticket) else { return };
         let local = self.locals.get(index);
         let id = local.name;
@@ -110,7 +116,7 @@ impl Coordinator {
                 self.names.get_mut(id).parked = NONE;
                 let error = Error::Cancelled(Arc::clone(&self.names.get(id).name));
                 actions.push(Action::Fail { ticket, error });
-                return;
+                return self.publish_join(actions);
             }
             Form::Invalid | Form::WithdrawnBit | Form::WithdrawnFrame => return,
         };

@@ -84,7 +84,7 @@ impl Channel {
     }
 
     fn fold(&self, operation: &Operation, op: ReduceOp) -> Fold {
-        Fold::new(operation.dtype, op, self.team.size(), operation.postscale)
+        operation.fold(op, self.team.size())
     }
 
     fn allreduce_by(&self, algorithm: Algorithm, operation: Operation, print: Fingerprint) -> Run {

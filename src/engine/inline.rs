@@ -59,7 +59,7 @@ impl InlineRun {
             }
         }
         if let Some(op) = self.operation.reduce_op().filter(|_| self.wants_result(channel)) {
-            self.reduce(channel, Fold::new(self.operation.dtype, op, channel.team.size(), self.operation.postscale));
+            self.reduce(channel, self.operation.fold(op, channel.team.size()));
         }
         Ok(Step::Ready(()))
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::fold::Fold;
 use crate::error::{Error, Fields};
 use crate::event::Verb;
 use crate::plan::moves::{Move, Moves};
@@ -55,6 +56,8 @@ pub(crate) struct Operation {
     pub(crate) logged: Option<u64>,
     /// Who gets what, if the blocks are not of `count` elements each.
     pub(crate) moves: Option<Arc<Moves>>,
+    /// How many ranks contribute to an average, if not all do.
+    pub(crate) contributors: Option<usize>,
 }
 
 /// What a rank's elements are multiplied by before they are combined.
@@ -105,7 +108,22 @@ impl Operation {
     pub(crate) fn new(collective: Collective, dtype: DType, count: usize, piece: Option<Piece>) -> Self {
         let pieces = piece.map_or(Pieces::None, |piece| Pieces::One([piece]));
         let prescale = Prescale::All(1.0);
-        Self { collective, dtype, count, prescale, postscale: 1.0, pieces, logged: None, moves: None }
+        Self {
+            collective,
+            dtype,
+            count,
+            prescale,
+            postscale: 1.0,
+            pieces,
+            logged: None,
+            moves: None,
+            contributors: None,
+        }
+    }
+
+    /// How its elements combine in a set of `ranks`.
+    pub(super) fn fold(&self, op: ReduceOp, ranks: usize) -> Fold {
+        Fold::new(self.dtype, op, self.contributors.unwrap_or(ranks), self.postscale)
     }
 
     /// What to report of it; `None` if somebody else does. The root is a rank of the set.

@@ -117,7 +117,7 @@ impl NamedSet {
         let flight = Arc::new(Flight::new(name));
         let request = call.request(flight.name());
         let (flight_of_entry, mark) = (Arc::clone(&flight), Mark::NONE);
-        let entry = Entry { flight: flight_of_entry, ticket: Ticket(0), mark, pieces, row, uneven, hold };
+        let entry = Entry { flight: flight_of_entry, ticket: None, mark, pieces, row, uneven, hold, last: None };
         let ticket = self.submit(&request, entry, waits, call.options.deadline)?;
         Ok((ticket, flight))
     }

@@ -42,6 +42,8 @@ pub(super) struct Parts {
     pub(super) batches: VecDeque<Batch>,
     pub(super) running: Option<Running>,
     actions: Vec<Action>,
+    /// All have joined: the join, the log entry that says so, and who was the last. It ends after the batches before it.
+    joined: Option<(Ticket, u64, u32)>,
     /// A rank gave up or is gone, and everything it had published before is read since.
     heard_all: bool,
     /// When to look again whether others are gone.
@@ -81,6 +83,7 @@ impl Core {
             batches: VecDeque::new(),
             running: None,
             actions: Vec::new(),
+            joined: None,
             heard_all: false,
             look_at: Duration::ZERO,
             doubt: Doubt::default(),
@@ -172,6 +175,7 @@ impl Core {
                         }
                         batches.push_back(batch);
                     }
+                    Some(Action::Joined { ticket, index, last }) => parts.joined = Some((ticket, index, last)),
                     Some(Action::Fail { ticket, mut error }) => {
                         if let Error::Timeout { missing, .. } = &mut error {
                             *missing = with_standings(missing, coordinator.late(), port);
@@ -181,8 +185,8 @@ impl Core {
                         }
                     }
                     Some(Action::Poison(error)) => {
-                        let late = parts.coordinator.late().first().copied();
-                        self.poison_for(&for_others(&error), late, now, port);
+                        let culprit = parts.coordinator.culprit();
+                        self.poison_for(&for_others(&error), culprit, now, port);
                     }
                     Some(Action::Warn { text, ranks, news }) => {
                         parts.warnings.say(&text, &ranks, news, now, &port.standing);
@@ -206,6 +210,12 @@ impl Core {
         let (Some(parts), None) = (&mut self.parts, &self.over) else { return Ok(false) };
         let Some(running) = &mut parts.running else {
             parts.channel.progress()?;
+            if let Some((ticket, _, last)) =
+                parts.joined.take_if(|(_, index, _)| parts.batches.front().is_none_or(|batch| batch.index > *index))
+            {
+                self.end_join(ticket, last, now);
+                return Ok(true);
+            }
             let Some(batch) = parts.batches.pop_front() else { return Ok(false) };
             self.begin(batch, now)?;
             return Ok(true);
@@ -232,12 +242,25 @@ impl Core {
         }
     }
 
+    fn end_join(&mut self, ticket: Ticket, last: u32, now: Duration) {
+        if let Some(entry) = self.tickets.remove(ticket) {
+            if let Some(place) = &entry.last {
+                place.is(last);
+            }
+            self.tickets.end(entry, Ok(()), now);
+        }
+    }
+
     fn begin(&mut self, batch: Batch, now: Duration) -> Result<()> {
         let Some(parts) = &mut self.parts else { return Ok(()) };
         let started = Stage::Started(batch.index);
         batch.items.iter().for_each(|item| self.tickets.reached(item.ticket, started, now));
-        let entries: Vec<Entry> = batch.items.iter().filter_map(|item| self.tickets.remove(item.ticket)).collect();
+        let ranks = parts.channel.team().size();
+        let mut entries: Vec<Entry> = batch.items.iter().filter_map(|item| self.tickets.remove(item.ticket)).collect();
         let gone = entries.len() < batch.items.len();
+        for request in &batch.sat_out {
+            entries.push(Entry::sat_out(request, ranks)?);
+        }
         // From here on the end of the set ends them.
         let running = parts.running.insert(Running::new(entries, &batch, now));
         parts.coordinator.recycle_batch(batch);
@@ -252,7 +275,7 @@ impl Core {
         self.tell(now, Event::Withdraw { ticket }, port);
         let Some(parts) = &mut self.parts else { return };
         let waits = parts.batches.iter().any(|batch| batch.items.iter().any(|item| item.ticket == ticket));
-        let runs = parts.running.iter().flat_map(|running| &running.entries).find(|entry| entry.ticket == ticket);
+        let runs = parts.running.iter().flat_map(|running| &running.entries).find(|entry| entry.ticket == Some(ticket));
         if let Some(entry) = runs {
             let error = too_late(entry.flight.name());
             self.poison(&error, now, port);

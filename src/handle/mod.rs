@@ -4,6 +4,7 @@ mod call;
 mod core;
 mod driver;
 mod flight;
+mod join;
 mod running;
 mod scope;
 mod session;

@@ -19,6 +19,10 @@ pub(super) struct Running {
     /// When it last moved.
     pub(super) moved: Duration,
     spec: Spec,
+    /// How many ranks have not joined.
+    contributors: usize,
+    /// Whether this one has.
+    sat_out: bool,
     /// The log entry that names it.
     index: u64,
     warned: bool,
@@ -28,7 +32,9 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) fn new(entries: Vec<Entry>, batch: &Batch, now: Duration) -> Self {
-        Self { entries, moved: now, spec: batch.spec, index: batch.index, warned: false, sizing: None }
+        let (spec, index, contributors) = (batch.spec, batch.index, batch.contributors as usize);
+        let sat_out = !batch.sat_out.is_empty();
+        Self { entries, moved: now, spec, contributors, sat_out, index, warned: false, sizing: None }
     }
 
     /// Hands the first operation to the channel.
@@ -48,10 +54,12 @@ impl Running {
         let bytes: usize = pieces.iter().map(|piece| piece.input.len()).sum();
         let operation = Operation::new(collective, dtype, bytes / dtype.size(), None);
         channel.begin(Operation {
-            prescale: Prescale::All(prescale),
+            // The identity is that of unscaled elements.
+            prescale: Prescale::All(if self.sat_out { 1.0 } else { prescale }),
             postscale,
             pieces,
             logged: Some(self.index),
+            contributors: Some(self.contributors),
             ..operation
         })
     }

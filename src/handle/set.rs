@@ -82,8 +82,20 @@ impl NamedSet {
             self.refuse(&request.name, &error.to_string());
             return Err(error);
         }
-        let flight = Arc::clone(&entry.flight);
         let bytes = entry.pieces.iter().map(|piece| piece.input.len() as u64).sum();
+        let begun = self.begun(request, bytes);
+        self.hand_in(entry, begun, urgent, |ticket| Event::Submit { ticket, request, urgent, deadline })
+    }
+
+    /// Takes an operation in, reports it as `begun`, and tells the coordinator of it.
+    pub(super) fn hand_in<'a>(
+        self: &Arc<Self>,
+        entry: Entry,
+        begun: Begun<'_>,
+        waits: bool,
+        event: impl FnOnce(Ticket) -> Event<'a>,
+    ) -> Result<Ticket> {
+        let flight = Arc::clone(&entry.flight);
         let now = self.driver.now();
         let mut core = self.lock();
         if let Some(over) = &core.over {
@@ -93,24 +105,29 @@ impl NamedSet {
             self.driver.hand_over();
             return Err(error);
         }
-        let Some(ticket) = core.tickets.insert(entry, self.begun(request, bytes), now) else {
-            let name = &request.name;
+        let name = begun.name;
+        let Some(ticket) = core.tickets.insert(entry, begun, now) else {
             return Err(Error::argument(format!(
                 "'{name}' is already in flight on this rank; wait for it first, or use another name"
             )));
         };
-        self.driver.port().control.doings().submit(self.global(), &request.name, self.driver.host_time(now));
-        core.tell(now, Event::Submit { ticket, request, urgent, deadline }, self.driver.port());
+        self.driver.port().control.doings().submit(self.global(), name, self.driver.host_time(now));
+        core.tell(now, event(ticket), self.driver.port());
         let outcome = flight.outcome();
         self.release(core, now);
         // A waiting caller drives, and hands over when it stops.
-        if !urgent {
+        if !waits {
             self.driver.hand_over();
         }
         match outcome {
             Some(Err(error)) => Err(error),
             _ => Ok(ticket),
         }
+    }
+
+    /// Its number, in what is reported.
+    pub(super) fn id(&self) -> u32 {
+        self.id
     }
 
     /// What to report of a request on `bytes` bytes.

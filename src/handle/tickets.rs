@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::flight::Flight;
+use super::join::LastToJoin;
 use crate::coordinator::Ticket;
 use crate::engine::Pieces;
 use crate::error::{Error, Result};
@@ -15,8 +16,8 @@ use crate::tensor::Grow;
 /// One operation in flight: its shared state, its memory, and what keeps that memory alive.
 pub(crate) struct Entry {
     pub(crate) flight: Arc<Flight>,
-    /// Set when the entry is handed in.
-    pub(crate) ticket: Ticket,
+    /// Set when the entry is handed in; `None` for what stands in for a tensor that a joined rank does not have.
+    pub(crate) ticket: Option<Ticket>,
     /// Stands for it in what is reported.
     pub(crate) mark: Mark,
     pub(crate) pieces: Pieces,
@@ -26,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) uneven: Option<Uneven>,
     /// The owned tensor; absent when the caller's borrow outlives the operation.
     pub(crate) hold: Option<Arc<dyn Send + Sync>>,
+    /// Where a join says who was the last.
+    pub(crate) last: Option<Arc<LastToJoin>>,
 }
 
 /// Blocks of whole rows, as many as each rank likes.
@@ -98,8 +101,10 @@ impl Tickets {
         });
         let place = &mut self.places[index as usize];
         place.uses = place.uses.wrapping_add(1);
-        entry.ticket = Ticket(u64::from(place.uses) << 32 | u64::from(index));
-        Some(place.entry.insert(entry).ticket)
+        let ticket = Ticket(u64::from(place.uses) << 32 | u64::from(index));
+        entry.ticket = Some(ticket);
+        place.entry = Some(entry);
+        Some(ticket)
     }
 
     pub(super) fn remove(&mut self, ticket: Ticket) -> Option<Entry> {
@@ -123,6 +128,10 @@ impl Tickets {
 
     /// Ends an operation that was taken out. Nothing touches its memory any more.
     pub(super) fn end(&mut self, mut entry: Entry, result: Result<()>, now: Duration) {
+        if entry.ticket.is_none() {
+            // Nobody's.
+            return;
+        }
         let stage = match &result {
             Ok(()) => Stage::Done,
             Err(Error::Cancelled(_)) => Stage::Cancelled,

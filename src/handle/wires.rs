@@ -1,6 +1,6 @@
 //! Carries the coordinator's events and actions between a rank and its host's shared memory, and between host leaders.
 //!
-//! What the coordinator asks of this file is listed in `coordinator/README.md`, section 11: above all, a round reads the
+//! What the coordinator asks of this file is listed in `coordinator/README.md`, section 12: above all, a round reads the
 //! log until it is empty, then the rings, then the words, and then says `Tick`.
 //!
 //! Between leaders travel the coordinator's messages, which never begin with a zero byte, and farewells, which do: a

@@ -244,6 +244,23 @@ impl Kolo {
         self.world().allreduce_group_async(name, tensors, op)
     }
 
+    /// Says that this rank has no more data, and waits until every rank has said so: [`ProcessSet::join`] of all ranks.
+    /// Returns the rank that was the last.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::join`].
+    pub fn join(&self) -> Result<usize> {
+        self.world().join()
+    }
+
+    /// As [`join`](Self::join), but returns at once: [`ProcessSet::join_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::join`].
+    pub fn join_async(&self) -> Result<Handle<usize>> {
+        self.world().join_async()
+    }
+
     /// Lends tensors to operations of all ranks that have all ended when it returns: [`ProcessSet::scope`].
     ///
     /// # Errors

@@ -40,7 +40,8 @@ fn env(name: &str) -> Option<u64> {
 }
 
 /// Seeds that once found a bug, each with the rule that it broke.
-const MUSEUM: [(u64, &str); 2] = [
+const MUSEUM: [(u64, &str); 3] = [
+    (710, "an entry in which a rank joins has nothing behind it: the last join changes who must be there"),
     (7090, "a withdrawal that a failure has made moot must not confirm the next one"),
     (
         8198,
@@ -78,6 +79,9 @@ fn seeded_programs_on_weak_memory() {
                 total.lost += seen.lost;
                 total.timed_out += seen.timed_out;
                 total.retried += seen.retried;
+                total.joined += seen.joined;
+                total.sat_out += seen.sat_out;
+                total.rootless += seen.rootless;
             }
             Err(panic) => {
                 eprintln!("the simulation fails with KOLO_SEED={seed}");
@@ -100,9 +104,12 @@ fn seeded_programs_on_weak_memory() {
             lost,
             timed_out,
             retried,
+            joined,
+            sat_out,
+            rootless,
         } = total;
         let agreed = [cached, assigned, reassigned, uncached, evicted, failed, withdrawn];
-        for seen in agreed.into_iter().chain([poisoned, lost, timed_out, retried]) {
+        for seen in agreed.into_iter().chain([poisoned, lost, timed_out, retried, joined, sat_out, rootless]) {
             assert!(seen > 0, "some rule was never used: {total:?}");
         }
     }

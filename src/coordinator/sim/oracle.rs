@@ -31,6 +31,21 @@ pub(super) enum Outcome {
     Cancelled,
 }
 
+/// The joins of the ranks.
+#[derive(Debug, Default)]
+pub(super) struct Joins {
+    /// Called for, with no submission left but refused ones.
+    pub(super) called: Vec<bool>,
+    /// As the log says.
+    joined: Vec<bool>,
+    /// Entries that ended all joins, with the rank that was the last.
+    pub(super) ended: Vec<(u64, u32)>,
+    /// `[rank]`: entries that ran a name without it.
+    pub(super) sat_out: Vec<Vec<(u64, usize)>>,
+    /// Of each batch.
+    pub(super) contributors: Vec<u32>,
+}
+
 /// One rank's submission of one name.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum State {
@@ -59,6 +74,7 @@ pub(super) struct Oracle {
     pub(super) timed_out: Option<(u64, usize)>,
     checked: u64,
     evictions: Vec<(u64, u32)>,
+    pub(super) joins: Joins,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,6 +90,9 @@ pub(super) struct Seen {
     pub(super) lost: u64,
     pub(super) timed_out: u64,
     pub(super) retried: u64,
+    pub(super) joined: u64,
+    pub(super) sat_out: u64,
+    pub(super) rootless: u64,
 }
 
 impl Oracle {
@@ -89,6 +108,12 @@ impl Oracle {
             timed_out: None,
             checked: 0,
             evictions: Vec::new(),
+            joins: Joins {
+                called: vec![false; ranks],
+                joined: vec![false; ranks],
+                sat_out: vec![Vec::new(); ranks],
+                ..Joins::default()
+            },
         }
     }
 
@@ -103,6 +128,7 @@ impl Oracle {
 
     pub(super) fn submit(&mut self, rank: usize, name: usize, what: What) {
         assert_eq!(self.state[rank][name], State::Idle, "rank {rank} submits {name} again");
+        assert!(!self.joins.joined[rank], "rank {rank} has joined");
         self.state[rank][name] = State::Live(what);
     }
 
@@ -150,6 +176,8 @@ impl Oracle {
                         names.push(self.run(index, item));
                     }
                     self.batches.push((index, names));
+                    let contributors = self.joins.joined.iter().filter(|joined| !**joined).count();
+                    self.joins.contributors.push(contributors as u32);
                 }
                 Item::Evict { slot } => {
                     self.seen.evicted += 1;
@@ -171,6 +199,7 @@ impl Oracle {
                     *state = State::Taken(index, Outcome::Cancelled);
                 }
                 Item::Fail { name, .. } => self.fail(index, name),
+                Item::Joined { rank } => self.join(index, rank as usize),
                 Item::Timeout { name, missing, silent, .. } => {
                     let name = self.name(name);
                     let (present, late) = self.attendance(name);
@@ -187,7 +216,7 @@ impl Oracle {
     /// The ranks that submitted a name, and those that did not.
     fn attendance(&self, name: usize) -> (Vec<u32>, Vec<u32>) {
         let live = |rank: &u32| matches!(self.state[*rank as usize][name], State::Live(_));
-        (0..self.state.len() as u32).partition(live)
+        (0..self.state.len() as u32).filter(|rank| !self.joins.joined[*rank as usize]).partition(live)
     }
 
     /// Names that wait for ranks, each as a warning must list it.
@@ -237,8 +266,19 @@ impl Oracle {
                 (name, request)
             }
         };
+        let root = request.spec.kind.root();
+        assert!(
+            root.is_none_or(|root| !self.joins.joined[root as usize]),
+            "entry {index} runs {name} without its root"
+        );
         let wanted = What::Request(request);
         for (rank, state) in self.state.iter_mut().enumerate() {
+            if self.joins.joined[rank] {
+                assert!(matches!(state[name], State::Idle | State::Taken(..)), "entry {index}: rank {rank} {state:?}");
+                self.joins.sat_out[rank].push((index, name));
+                self.seen.sat_out += 1;
+                continue;
+            }
             match &state[name] {
                 State::Live(what) | State::Withdrawing(what, _) => {
                     assert_eq!(*what, wanted, "entry {index} runs {name} on rank {rank}");
@@ -251,24 +291,52 @@ impl Oracle {
         name
     }
 
+    fn join(&mut self, index: u64, rank: usize) {
+        let idle = |state: &State| matches!(state, State::Idle | State::Live(What::Invalid(_)) | State::Taken(..));
+        assert!(self.joins.called[rank] && !self.joins.joined[rank], "entry {index}: rank {rank} did not join");
+        assert!(self.state[rank].iter().all(idle), "entry {index}: rank {rank} joins with {:?}", self.state[rank]);
+        self.joins.joined[rank] = true;
+        self.seen.joined += 1;
+        if self.joins.joined.iter().all(|joined| *joined) {
+            self.joins.joined.fill(false);
+            self.joins.called.fill(false);
+            self.joins.ended.push((index, 100 + rank as u32));
+        }
+    }
+
     fn fail(&mut self, index: u64, name: &str) {
         self.seen.failed += 1;
         let name = self.name(name);
-        let whats: Vec<What> = self
+        let whats: Vec<Option<What>> = self
             .state
             .iter()
-            .map(|rank| match &rank[name] {
-                State::Live(what) | State::Withdrawing(what, _) => what.clone(),
+            .zip(&self.joins.joined)
+            .map(|(rank, joined)| match &rank[name] {
+                State::Live(what) | State::Withdrawing(what, _) => Some(what.clone()),
+                _ if *joined => None,
                 other => panic!("entry {index} fails {name}, but a rank is {other:?}"),
             })
             .collect();
+        let said: Vec<&What> = whats.iter().flatten().collect();
+        let rootless = said.iter().any(|what| match what {
+            What::Request(request) => request.spec.kind.root().is_some_and(|root| self.joins.joined[root as usize]),
+            What::Invalid(_) => false,
+        });
+        self.seen.rootless += u64::from(rootless);
         assert!(
-            whats.iter().any(|what| *what != whats[0] || matches!(what, What::Invalid(_))),
+            rootless || said.iter().any(|what| *what != said[0] || matches!(what, What::Invalid(_))),
             "entry {index} fails {name}, but all agree on {whats:?}"
         );
-        let views: Vec<_> = whats.iter().enumerate().map(|(rank, what)| (100 + rank as u32, what.view())).collect();
-        for rank in &mut self.state {
-            rank[name] = State::Taken(index, Outcome::Failed(views.clone()));
+        let view = |what: &Option<What>| what.as_ref().map_or("has joined: it has no more data".to_owned(), What::view);
+        let views: Vec<_> = whats.iter().enumerate().map(|(rank, what)| (100 + rank as u32, view(what))).collect();
+        for (rank, what) in self.state.iter_mut().zip(&whats) {
+            if what.is_some() {
+                rank[name] = State::Taken(index, Outcome::Failed(views.clone()));
+            }
+        }
+        // A joined rank has no part in it, but counts it.
+        for (rank, _) in whats.iter().enumerate().filter(|(_, what)| what.is_none()) {
+            self.joins.sat_out[rank].push((index, name));
         }
         self.slots.retain(|_, (held, _)| *held != name);
     }

@@ -45,6 +45,10 @@ struct Rank {
     /// Calls of each name that ended by a run or a failure.
     ended: Vec<usize>,
     batches: Vec<(u64, Vec<usize>)>,
+    /// Its join, if it has called for one.
+    join: Option<Ticket>,
+    /// Joins that ended.
+    joined: usize,
     /// Sleeps until then.
     late: usize,
 }
@@ -70,6 +74,8 @@ pub(super) struct World {
     faults: bool,
     /// A rank whose call was refused goes on with its next one, without waiting for the peers to come.
     retries: bool,
+    /// Ranks join, now and then, with whatever is in flight.
+    joins: bool,
     /// A rank found that it had withdrawn what ran.
     poisoned: bool,
     /// These ranks submit nothing after the chaos; they only look after what others say.
@@ -123,6 +129,8 @@ impl World {
                 parked: vec![None; count],
                 ended: vec![0; count],
                 batches: Vec::new(),
+                join: None,
+                joined: 0,
                 late: if random.chance(1, 5) { random.below(400) } else { 0 },
             });
         }
@@ -145,6 +153,7 @@ impl World {
             faults: random.chance(1, 2),
             // Not of the other dice, so that the programs of kept seeds stay what they were.
             retries: Random(!seed).chance(1, 4),
+            joins: !idle.contains(&true) && Random(seed ^ 0x6a6f_696e).chance(1, 3),
             poisoned: false,
             idle,
             still: false,
@@ -176,6 +185,7 @@ impl World {
         let text = self.names[name].as_str();
         What::Request(match (variant, name % 3) {
             (4, _) => Request::broadcast(text, DType::F32, shape, 0),
+            (1 | 2, _) if self.joins => Request::broadcast(text, DType::F32, shape, (name % self.ranks.len()) as u32),
             (3, _) => Request::allreduce(text, DType::F64, shape, ReduceOp::Max),
             (_, 0) => Request::allreduce(text, DType::F16, shape, ReduceOp::Sum),
             _ => Request::allreduce(text, DType::F32, shape, ReduceOp::Sum),
@@ -186,6 +196,7 @@ impl World {
         self.ranks.iter().all(|rank| {
             rank.ended.iter().all(|ended| *ended >= self.calls)
                 && rank.flights.iter().chain(&rank.parked).all(Option::is_none)
+                && rank.join.is_none()
         })
     }
 
@@ -264,6 +275,7 @@ impl World {
                 .collect();
             let flights = self.ranks[rank].flights.iter().chain(&self.ranks[rank].parked);
             let mut pending: Vec<Ticket> = flights.flatten().filter_map(|flight| flight.ticket).collect();
+            pending.extend(self.ranks[rank].join);
             failed.sort_unstable();
             pending.sort_unstable();
             assert_eq!(failed, pending, "rank {rank}");
@@ -276,8 +288,8 @@ impl World {
         let mut text = format!("log of {}", self.oracle.log.len());
         for (index, rank) in self.ranks.iter().enumerate() {
             text += &format!(
-                "\nrank {index}: host {} position {} ended {:?} flights {:?} parked {:?}",
-                rank.host, rank.position, rank.ended, rank.flights, rank.parked
+                "\nrank {index}: host {} position {} ended {:?} join {:?} flights {:?} parked {:?}",
+                rank.host, rank.position, rank.ended, rank.join, rank.flights, rank.parked
             );
         }
         text
@@ -306,8 +318,15 @@ impl World {
 
     fn program(&mut self, rank: usize) {
         let name = self.random.below(self.names.len());
+        if self.joins && self.program_join(rank) {
+            return;
+        }
         let state = &self.ranks[rank];
         match state.flights[name].clone() {
+            None if state.join.is_some() => {
+                let actions = self.submit_refused(rank, name);
+                assert!(matches!(&actions[..], [Action::Fail { error: Error::Argument(_), .. }]), "{actions:?}");
+            }
             None if state.ended[name] < self.calls => {
                 let flight = self.submit(rank, name, state.ended[name]);
                 self.oracle.submit(rank, name, flight.what.clone());
@@ -322,7 +341,12 @@ impl World {
                     _ if dice == 0 && (!blocked || parked.is_some()) => self.submit_twice(rank, name),
                     Some(ticket) if dice == 1 => self.step(rank, Event::Urgent { ticket }),
                     Some(ticket) if dice == 2 && self.withdrawals && !blocked => self.withdraw(rank, name, ticket),
-                    _ if dice < 8 && blocked && parked.is_none() && state.ended[name] + 1 < self.calls => {
+                    _ if dice < 8
+                        && state.join.is_none()
+                        && blocked
+                        && parked.is_none()
+                        && state.ended[name] + 1 < self.calls =>
+                    {
                         // A refusal behind a refusal is dropped: the peers meet the first.
                         let refused = flight.ticket.is_none();
                         let call = state.ended[name] + usize::from(refused && self.retries);
@@ -334,10 +358,18 @@ impl World {
                     _ if dice == 9 && self.withdrawals => {
                         if let Some(ticket) = parked.and_then(|flight| flight.ticket) {
                             self.ranks[rank].parked[name] = None;
-                            let actions = self.step_for(rank, Event::Withdraw { ticket });
+                            let mut actions = self.step_for(rank, Event::Withdraw { ticket });
                             assert!(
-                                matches!(&actions[..], [Action::Fail { ticket: t, error: Error::Cancelled(_) }] if *t == ticket)
+                                matches!(&actions[..], [Action::Fail { ticket: t, error: Error::Cancelled(_) }, ..] if *t == ticket)
                             );
+                            // It may have been the last that a join waited for.
+                            let announced = actions.split_off(1);
+                            let frame = |action: &Action| matches!(action, Action::PublishRequest(_));
+                            assert!(
+                                announced.iter().all(frame) && (announced.is_empty() || self.joins),
+                                "{announced:?}"
+                            );
+                            self.ranks[rank].actions.extend(announced);
                         }
                     }
                     _ => {}
@@ -365,12 +397,34 @@ impl World {
         Flight { ticket, what, withdrawn: false }
     }
 
+    /// Joins now and then, and in the end if others wait for it.
+    fn program_join(&mut self, rank: usize) -> bool {
+        let state = &self.ranks[rank];
+        let done = state.ended.iter().all(|ended| *ended >= self.calls) && state.flights.iter().all(Option::is_none);
+        let awaited = done && self.ranks.iter().any(|rank| rank.join.is_some() && rank.joined >= state.joined);
+        // Two ranks that join with different names in flight would wait for each other.
+        let closing = |rank: &Rank| rank.join.is_some() && rank.flights.iter().flatten().any(|f| f.ticket.is_some());
+        let busy = state.flights.iter().any(Option::is_some) && self.ranks.iter().any(closing);
+        if state.join.is_some() || busy || !(awaited || self.random.chance(1, 40)) {
+            return false;
+        }
+        let ticket = self.ticket(usize::MAX);
+        self.ranks[rank].join = Some(ticket);
+        self.oracle.joins.called[rank] = true;
+        self.step(rank, Event::Join { ticket, deadline: None });
+        true
+    }
+
     fn submit_twice(&mut self, rank: usize, name: usize) {
+        let actions = self.submit_refused(rank, name);
+        assert!(matches!(&actions[..], [Action::Fail { error: Error::Argument(_), .. }]), "{actions:?}");
+    }
+
+    fn submit_refused(&mut self, rank: usize, name: usize) -> Vec<Action> {
         let ticket = self.ticket(name);
         let request = Request::allreduce(self.names[name].as_str(), DType::F32, vec![1], ReduceOp::Sum);
         let event = Event::Submit { ticket, request: &request, urgent: false, deadline: None };
-        let actions = self.step_for(rank, event);
-        assert!(matches!(&actions[..], [Action::Fail { error: Error::Argument(_), .. }]), "{actions:?}");
+        self.step_for(rank, event)
     }
 
     fn withdraw(&mut self, rank: usize, name: usize, ticket: Ticket) {
@@ -533,6 +587,12 @@ impl World {
             }
             self.ranks[rank].flights[name] = parked;
         }
+        let sat_out = std::mem::take(&mut self.oracle.joins.sat_out[rank]);
+        let (here, later): (Vec<_>, Vec<_>) = sat_out.into_iter().partition(|(at, _)| *at == index);
+        self.oracle.joins.sat_out[rank] = later;
+        here.iter().for_each(|(_, name)| self.ranks[rank].ended[*name] += 1);
+        let ends = self.oracle.joins.ended.iter().find(|(at, _)| *at == index).map(|(_, last)| *last);
+        let mut ended = None;
         let actions = self.step_for(rank, Event::Entry { index, bytes });
         if poison {
             assert!(actions.iter().any(|action| matches!(action, Action::Poison(_))), "rank {rank} must poison");
@@ -544,19 +604,30 @@ impl World {
             match action {
                 Action::Run(batch) => {
                     assert_eq!(batch.index, index);
-                    assert!(batch.items.len() == 1 || batch.bytes <= self.params.fusion_bytes);
+                    assert!(batch.items.len() + batch.sat_out.len() == 1 || batch.bytes <= self.params.fusion_bytes);
                     got.extend(batch.items.iter().map(|item| (item.ticket, Outcome::Ran)));
-                    let names = batch.items.iter().map(|item| self.owners[item.ticket.0 as usize]).collect();
-                    self.ranks[rank].batches.push((index, names));
+                    let mine = batch.items.iter().map(|item| self.owners[item.ticket.0 as usize]);
+                    let place = |request: &Request| self.names.iter().position(|name| **name == *request.name);
+                    let others = batch.sat_out.iter().filter_map(|request| place(request));
+                    let names = mine.chain(others).collect();
+                    let batches = &mut self.ranks[rank].batches;
+                    assert_eq!(batch.contributors, self.oracle.joins.contributors[batches.len()], "entry {index}");
+                    batches.push((index, names));
                 }
                 Action::Fail { ticket, error: Error::Mismatch(mismatch) } => {
                     got.push((ticket, Outcome::Failed(mismatch.views.clone())));
                 }
                 Action::Fail { ticket, error: Error::Cancelled(_) } => got.push((ticket, Outcome::Cancelled)),
+                Action::Joined { ticket, index: at, last } => {
+                    assert_eq!((Some(ticket), at), (self.ranks[rank].join.take(), index));
+                    ended = Some(last);
+                    self.ranks[rank].joined += 1;
+                }
                 Action::Fail { .. } | Action::Poison(_) => panic!("rank {rank}, entry {index}: {action:?}"),
                 other => self.ranks[rank].actions.push_back(other),
             }
         }
+        assert_eq!(ended, ends, "rank {rank}, entry {index}");
         expected.sort_by_key(|(ticket, _)| *ticket);
         got.sort_by_key(|(ticket, _)| *ticket);
         assert_eq!(got, expected, "rank {rank}, entry {index}");
@@ -597,6 +668,7 @@ impl World {
                 _ => vec![],
             };
             let rank = &mut self.ranks[rank];
+            rank.join = rank.join.filter(|ticket| !ended.contains(ticket));
             for flight in rank.flights.iter_mut().chain(&mut rank.parked) {
                 if flight.as_ref().is_some_and(|flight| flight.ticket.is_some_and(|t| ended.contains(&t))) {
                     *flight = None;

@@ -139,6 +139,7 @@ fn fuzz_frames() {
             }
             Body::Withdraw { serial, target } => frame::put_withdraw(&mut again, read.as_of, serial, target),
             Body::Expired { micros, target } => frame::put_expired(&mut again, read.as_of, micros, target),
+            Body::Join => frame::put_join(&mut again, read.as_of),
         }
         let second = frame::parse(&again).expect("what was written is read");
         assert_eq!((read.as_of, again.len() <= MAX_FRAME), (second.as_of, true));
@@ -198,6 +199,7 @@ fn fuzz_entries() {
                 Item::Evict { slot } => entry::put_evict(&mut again, *slot),
                 Item::Withdraw { rank, serial, target } => entry::put_withdraw(&mut again, *rank, *serial, *target),
                 Item::Fail { name, groups } => entry::put_fail(&mut again, name, groups, SIZE),
+                Item::Joined { rank } => entry::put_joined(&mut again, *rank),
                 Item::Timeout { name, micros, missing, silent } => {
                     entry::put_timeout(&mut again, name, *micros, missing, silent, SIZE);
                 }

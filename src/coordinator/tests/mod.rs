@@ -3,6 +3,7 @@
 mod fuzz;
 mod hostile;
 mod hosts;
+mod join;
 mod rules;
 mod stalls;
 
@@ -29,6 +30,8 @@ struct Net {
     failed: Vec<Vec<(Ticket, Error)>>,
     poisons: Vec<Vec<Error>>,
     warnings: Vec<Vec<String>>,
+    /// Joins that ended: the ticket, and the last rank to join.
+    joins: Vec<Vec<(u64, u32)>>,
     summons: Vec<usize>,
     /// These ranks do nothing in `settle`.
     asleep: Vec<bool>,
@@ -70,6 +73,7 @@ impl Net {
             failed: vec![Vec::new(); size],
             poisons: vec![Vec::new(); size],
             warnings: vec![Vec::new(); size],
+            joins: vec![Vec::new(); size],
             summons: vec![0; size],
             asleep: vec![false; size],
             held: false,
@@ -104,6 +108,7 @@ impl Net {
                     }
                 }
                 Action::Run(batch) => self.batches[rank].push(batch),
+                Action::Joined { ticket, last, .. } => self.joins[rank].push((ticket.0, last)),
                 Action::Fail { ticket, error } => self.failed[rank].push((ticket, error)),
                 Action::Poison(error) => self.poisons[rank].push(error),
                 Action::Warn { text, news, .. } => self.warnings[rank].extend(news.then_some(text)),
