@@ -121,6 +121,10 @@ fn moves(set: &ProcessSet, left: &[usize], step: usize) -> Result<()> {
         if left.contains(&rank) { values(rank, step, 3 * ranks)[3 * me..3 * me + 3].to_vec() } else { Vec::new() }
     };
     assert_eq!(received.data(), (0..ranks).map(from).collect::<Vec<_>>().concat());
+    let group = set.allgather_group("groups", &[&[me as i32], &vec![me as i32; me], &[]])?;
+    let ones: Vec<usize> = (0..ranks).map(|rank| usize::from(left.contains(&rank))).collect();
+    assert_eq!(group[0].counts(), ones);
+    assert!(left.iter().all(|&rank| group[1].block(rank) == vec![rank as i32; rank] && group[2].data().is_empty()));
     set.allreduce::<u8>("barrier", &mut [], ReduceOp::Max)
 }
 
@@ -134,6 +138,7 @@ fn without_an_answer(set: &ProcessSet, left: &[usize]) -> Result<()> {
         set.gather("rootless rows", &[1_i32], global).map(drop),
         set.scatter::<i32>("rootless blocks", &[], &[], global).map(drop),
         set.allreduce_group("adasums", &mut [&mut [1.0_f32], &mut [2.0]], ReduceOp::Adasum),
+        set.reduce_scatter_group("shares", &[&[1.0_f32; 4], &[2.0]], ReduceOp::Sum).map(drop),
     ];
     for outcome in outcomes {
         let Err(Error::Mismatch(mismatch)) = outcome else { panic!("{outcome:?}, though rank {gone} has joined") };

@@ -90,7 +90,30 @@ fn step(set: &ProcessSet, step: usize) -> Result<usize> {
     let group = vec![row(me, step, 3), row(me, step, len)];
     let group = set.allreduce_group_async("group, later", group, ReduceOp::Sum)?.wait()?;
     assert!(group[0] == all[..3] && group[1] == all, "allreduce_group_async at step {step}");
-    Ok(done + 7)
+
+    let empty: &[i64] = &[];
+    let whole = |blocks: &[Blocks<i64>]| {
+        blocks.len() == 3
+            && (blocks[0].data() == everybody.concat() && blocks[0].counts() == counts)
+            && blocks[1].counts() == vec![0; ranks]
+            && (blocks[2].counts() == vec![4; ranks] && blocks[2].block(root) == row(root, step, 4))
+    };
+    let blocks = set.allgather_group("gathered group", &[&mine, empty, &row(me, step, 4)])?;
+    assert!(whole(&blocks), "allgather_group at step {step}");
+    let group = vec![mine, Vec::new(), row(me, step, 4)];
+    let blocks = set.allgather_group_async("gathered group, later", group)?.wait()?;
+    assert!(whole(&blocks), "allgather_group_async at step {step}");
+
+    let few = 2 + step % 3;
+    let mine_of_few = few / ranks + usize::from(me < few % ranks);
+    let before: usize = (0..me).map(|rank| few / ranks + usize::from(rank < few % ranks)).sum();
+    let want = [got, Vec::new(), (before..before + mine_of_few).map(sum).collect()];
+    let group = [row(me, step, len), Vec::new(), row(me, step, few)];
+    let blocks = set.reduce_scatter_group("shares", &[&group[0], &group[1], &group[2]], ReduceOp::Sum)?;
+    assert!(blocks == want, "reduce_scatter_group at step {step}");
+    let blocks = set.reduce_scatter_group_async("shares, later", group.into(), ReduceOp::Sum)?.wait()?;
+    assert!(blocks == want, "reduce_scatter_group_async at step {step}");
+    Ok(done + 11)
 }
 
 fn all_ranks(kolo: &Kolo) -> Result<ProcessSet> {
@@ -170,6 +193,34 @@ mpi_test!(rows_stay_whole, np = [2, 3], hosts = ["2,1"], env = [("KOLO_DEADLINE"
         panic!("the groups differ")
     };
     assert!(mismatch.to_string().contains("f32, a group of 2"), "{mismatch}");
+
+    // Groups whose rows differ in length on one rank; those of another number of tensors.
+    let matrices = |columns: usize| vec![Matrix { columns, values: vec![f16::ONE; 6 * me] }, matrix(2)];
+    let group = matrices(if me == 1 { 2 } else { 3 });
+    let Err(Error::Mismatch(mismatch)) = kolo.allgather_group_async("gathered", group)?.wait() else {
+        panic!("the columns differ")
+    };
+    let text = mismatch.to_string();
+    assert!(["allgather", "f16", "a group of 2", "shapes"].iter().all(|part| text.contains(part)), "{text}");
+    let blocks = kolo.allgather_group_async("gathered", matrices(3))?.wait()?;
+    assert_eq!(blocks[0].counts(), (0..ranks).map(|rank| 6 * rank).collect::<Vec<_>>());
+    let tensors: &[&[u8]] = if me == 0 { &[&[1; 6], &[1; 6]] } else { &[&[1; 6], &[1; 3], &[1; 3]] };
+    let Err(Error::Mismatch(mismatch)) = kolo.reduce_scatter_group("scattered", tensors, ReduceOp::Sum) else {
+        panic!("the groups differ")
+    };
+    let text = mismatch.to_string();
+    assert!(["reduce_scatter", "a group of 2", "a group of 3"].iter().all(|part| text.contains(part)), "{text}");
+    let Err(Error::Argument(text)) = kolo.reduce_scatter_group("scattered", &[&[1.0_f32]], ReduceOp::Adasum) else {
+        panic!("no part of an Adasum")
+    };
+    assert!(text.contains("adasum"), "{text}");
+
+    // Rows of a group stay whole, each tensor's for itself.
+    let group = vec![matrix(ranks + 1), matrix(1)];
+    let rows = kolo.reduce_scatter_group_async("rows of a group", group, ReduceOp::Max)?.wait()?;
+    let most = f16::from_f32(ranks as f32);
+    assert_eq!(rows[0], vec![most; if me == 0 { 6 } else { 3 }]);
+    assert_eq!(rows[1], vec![most; if me == 0 { 3 } else { 0 }]);
 
     // Counts that do not add up are refused on one rank, and the others learn why.
     let counts = if me == 1 { vec![2; ranks] } else { vec![1; ranks] };

@@ -52,8 +52,7 @@ impl ProcessSet {
     pub fn allreduce_group<T: Reducible>(&self, name: &str, tensors: &mut [&mut [T]], op: ReduceOp) -> Result<()> {
         let shapes = tensors.iter().map(|tensor| vec![tensor.len()]).collect();
         let call = group::<T>(op, shapes);
-        let memory = Memory { pieces: pieces(tensors), row: 1, uneven: None, hold: None };
-        self.set.blocking(name, &call, memory)
+        self.set.blocking(name, &call, Memory::of(pieces(tensors)))
     }
 
     /// Begins to reduce all of `tensors` under one name; the handle gives them back. All of them are reduced, or none.
@@ -82,7 +81,7 @@ impl ProcessSet {
         let (holds, views): (Vec<Arc<Hold<B>>>, Vec<RawSlice>) = tensors.into_iter().map(Hold::new).unzip();
         let holds = Arc::new(Holds(holds));
         let pieces = Pieces::Many(views.into_iter().map(Piece::in_place).collect());
-        let memory = Memory { pieces, row: 1, uneven: None, hold: Some(Arc::clone(&holds) as _) };
+        let memory = Memory { hold: Some(Arc::clone(&holds) as _), ..Memory::of(pieces) };
         self.set.handle(name, &call, memory, holds)
     }
 }

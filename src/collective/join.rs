@@ -13,7 +13,7 @@ impl ProcessSet {
     /// Until then the other ranks' operations in this set run without this rank. It contributes what leaves the others'
     /// elements as they are ([`ReduceOp::identity`](crate::ReduceOp::identity)), an average divides by the ranks that have
     /// not joined, gathers and alltoalls get no rows of it, and what it would receive is dropped. What needs it as its root,
-    /// and an Adasum of a group, fails on the others with [`Error::Mismatch`](crate::Error::Mismatch), which says that the
+    /// an Adasum of a group, and a group of reduce-scatters, fails on the others with [`Error::Mismatch`](crate::Error::Mismatch), which says that the
     /// rank has joined. Of this rank's own tensors nothing changes.
     ///
     /// Operations that this rank submitted before run first. It submits none while it waits, in this set: that is an

@@ -1,6 +1,7 @@
 //! The collectives that users call, one file an operation.
 
 mod allgather;
+mod allgather_group;
 mod allreduce;
 mod alltoall;
 mod barrier;
@@ -11,5 +12,6 @@ mod join;
 mod point_to_point;
 mod reduce;
 mod reduce_scatter;
+mod reduce_scatter_group;
 mod scatter;
 mod uneven;

@@ -6,7 +6,7 @@ use crate::communicator::Communicator;
 use crate::coordinator::Kind;
 use crate::engine::{Pieces, Sizing};
 use crate::error::{Error, Result};
-use crate::handle::{Call, Handle, Memory, NamedSet, Options, Uneven};
+use crate::handle::{Call, Handle, Landing, Memory, NamedSet, Options, Uneven};
 use crate::plan::moves::Move;
 use crate::tensor::{Blocks, Element, GiveBack, Grow, Hold, Piece, RawSlice, Received, Tensor, room};
 
@@ -29,7 +29,7 @@ impl Communicator {
     }
 
     /// This rank cannot go on with an operation that the others have begun.
-    fn abandon<R>(&mut self, error: Error) -> Result<R> {
+    pub(super) fn abandon<R>(&mut self, error: Error) -> Result<R> {
         self.channel.give_up(error.clone());
         self.take_leave();
         Err(error)
@@ -83,5 +83,5 @@ where
 fn memory(input: RawSlice, counts: Vec<usize>, result: Arc<dyn Grow>, hold: Option<Arc<dyn Send + Sync>>) -> Memory {
     let nothing = RawSlice::of::<u8>(&[]);
     let pieces = Pieces::One([Piece { input, output: nothing }]);
-    Memory { pieces, row: 1, uneven: Some(Uneven { counts, result }), hold }
+    Memory { uneven: Some(Uneven { counts, result: Landing::One(result) }), hold, ..Memory::of(pieces) }
 }

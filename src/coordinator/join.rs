@@ -197,8 +197,10 @@ impl Coordinator {
     /// Whether a joined rank leaves the request without an answer.
     pub(super) fn needs_joined(&self, request: &Request) -> bool {
         let root = request.spec.kind.root().is_some_and(|root| self.joins.is_joined(root));
-        let adasum = matches!(request.spec.kind, Kind::Allreduce { op: ReduceOp::Adasum });
-        self.joins.any() && (root || (adasum && request.group.is_some()))
+        // How these go depends on each tensor's shape, of which a request has but a digest.
+        let by_shape =
+            matches!(request.spec.kind, Kind::Allreduce { op: ReduceOp::Adasum } | Kind::ReduceScatter { .. });
+        self.joins.any() && (root || (by_shape && request.group.is_some()))
     }
 
     /// Whether every rank that takes part is pending on the name, in whatever form.

@@ -365,8 +365,8 @@ impl Request {
         let mut text = match self.group {
             None => format!("{kind} of {dtype}{}", self.shape_in_words()),
             Some(Group { tensors, digest }) => {
-                let elements = self.elements();
-                format!("{kind} of a group of {tensors} {dtype} tensors, {elements} elements, shapes {digest:08x}")
+                let elements = self.elements_in_words();
+                format!("{kind} of a group of {tensors} {dtype} tensors, {elements}, shapes {digest:08x}")
             }
         };
         if prescale.to_bits() != 1f64.to_bits() || postscale.to_bits() != 1f64.to_bits() {
@@ -377,6 +377,14 @@ impl Request {
             Device::Cuda => text += " in CUDA memory",
         }
         text
+    }
+
+    /// How many elements a group has.
+    fn elements_in_words(&self) -> String {
+        if self.spec.kind.has_own_rows() {
+            return "as many rows as each rank likes".to_owned();
+        }
+        format!("{} elements", self.elements())
     }
 
     fn shape_in_words(&self) -> String {
@@ -395,7 +403,7 @@ impl Request {
             None => fields.push(("shape", self.shape_in_words())),
             Some(Group { tensors, digest }) => {
                 fields.push(("group", format!("a group of {tensors}")));
-                fields.push(("elements", format!("{} elements", self.elements())));
+                fields.push(("elements", self.elements_in_words()));
                 // The shapes themselves are too many to send; a digest shows which ranks agree.
                 fields.push(("shapes of its tensors, in order", format!("shapes of digest {digest:08x}")));
             }
@@ -518,7 +526,8 @@ mod tests {
         assert_eq!(rows.describe(), "allgather of u8[*, 4, 2] in host memory");
         rows.group = Some(Group::of(&[vec![1, 2], vec![2]]));
         assert_ne!(rows.group, Some(Group::of(&[vec![1], vec![2, 2]])));
-        assert!(rows.describe().starts_with("allgather of a group of 2 u8 tensors"), "{}", rows.describe());
+        let text = rows.describe();
+        assert!(text.starts_with("allgather of a group of 2 u8 tensors, as many rows as each rank likes"), "{text}");
     }
 
     #[test]

@@ -32,12 +32,16 @@ impl Channel {
                 self.allreduce_by(self.table.pick(bytes), operation, print)
             }
             Collective::Broadcast { root } => self.broadcast(operation, print, root),
-            Collective::Allgather | Collective::Sizes { of: Move::Allgather | Move::Gather { .. }, .. } => {
-                self.allgather(operation, print)
-            }
+            Collective::Allgather
+            | Collective::Sizes { of: Move::Allgather | Move::Gather { .. }, .. }
+            | Collective::SizesOfGroup { .. } => self.allgather(operation, print),
             Collective::ReduceScatter { op, row } => {
                 let fold = Some(self.fold(&operation, op));
                 self.reduce_scatter(operation, print, fold, row)
+            }
+            Collective::ReduceScatterGroup { op, .. } => {
+                let fold = Some(self.fold(&operation, op));
+                self.reduce_scatter(operation, print, fold, 1)
             }
             Collective::Reduce { op, root } => {
                 let fold = Some(self.fold(&operation, op));
@@ -159,14 +163,19 @@ impl Channel {
     }
 
     fn reduce_scatter(&self, operation: Operation, print: Fingerprint, fold: Option<Fold>, row: usize) -> Run {
+        let blocks = operation.blocks.clone();
         if self.team.is_local() {
-            return self.host(operation, print, fold, HostOp::ReduceScatter { row });
+            let plan = self.host_plan(HostOp::ReduceScatter { row }, &operation);
+            let plan = if let Some(blocks) = blocks { plan.cut(blocks) } else { plan };
+            return self.slots(operation, print, fold, plan.into());
         }
         let (ranks, me) = (self.team.size(), self.team.rank());
         let whole = Span::new(0, operation.count);
-        let work = Work::new(whole.len, whole, whole.part(me, ranks, row));
-        let plan = Ring::reduce_scatter(ranks, me, whole.len, row).into();
-        self.rounds(operation, print, fold, plan, work)
+        let own = blocks.as_ref().map_or_else(|| whole.part(me, ranks, row), |blocks| blocks[me]);
+        let work = Work::new(whole.len, whole, own);
+        let plan = Ring::reduce_scatter(ranks, me, whole.len, row);
+        let plan = if let Some(blocks) = blocks { plan.cut(blocks) } else { plan };
+        self.rounds(operation, print, fold, plan.into(), work)
     }
 
     /// An allreduce whose result only the root unpacks.

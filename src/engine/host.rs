@@ -12,14 +12,14 @@ use std::time::Instant;
 use super::cross::CrossRun;
 use super::fold::Fold;
 use super::operation::{Prescale, unsound};
-use super::regions::Regions;
+use super::regions::{Regions, Side};
 use super::rounds::RoundRun;
 use super::stores::Stores;
 use super::{Channel, Step};
 use crate::device::host::{Sink, Source, copy_checked, copy_scaled, copy_streaming};
 use crate::error::Result;
 use crate::plan::{ChunkSteps, Cross, Own, ReducePart, SlotPlan, TwoLevel, UnpackAfter};
-use crate::tensor::{DType, Piece, RawSlice};
+use crate::tensor::DType;
 use crate::transport::shm::Fingerprint;
 
 /// Elements that are reduced before they are stored past the caches: they fit the first-level cache.
@@ -175,22 +175,17 @@ impl HostRun {
         let size = self.dtype.size();
         let stores = channel.stores.of(self.count(self.packed));
         for pack in &self.steps.pack {
-            self.regions.each_of(
-                |piece| piece.input,
-                pack.data.start,
-                pack.data.len,
-                |piece, memory, offset| {
-                    // SAFETY: the slot is this member's until it publishes ("slot reuse"), the plan keeps within it, and
-                    // the operation owns its input.
-                    unsafe {
-                        let at = slot.add((pack.slot + offset) * size);
-                        match self.prescale.of(piece) {
-                            1.0 if stores == Stores::Streaming => copy_streaming(memory.ptr(), at, memory.len()),
-                            scale => copy_scaled(self.dtype, memory.ptr(), at, memory.len() / size, scale),
-                        }
+            self.regions.each_of(Side::Input, pack.data.start, pack.data.len, |piece, memory, offset| {
+                // SAFETY: the slot is this member's until it publishes ("slot reuse"), the plan keeps within it, and
+                // the operation owns its input.
+                unsafe {
+                    let at = slot.add((pack.slot + offset) * size);
+                    match self.prescale.of(piece) {
+                        1.0 if stores == Stores::Streaming => copy_streaming(memory.ptr(), at, memory.len()),
+                        scale => copy_scaled(self.dtype, memory.ptr(), at, memory.len() / size, scale),
                     }
-                },
-            );
+                }
+            });
         }
         self.packed += 1;
     }
@@ -253,9 +248,9 @@ impl HostRun {
             }
         };
         // Which place in the lists of tensors to follow: sources and sinks are contiguous within a tensor.
-        let (side, start): (fn(&Piece) -> RawSlice, usize) = match (part.output, part.own) {
-            (Some(output), _) => (|piece| piece.output, output),
-            (None, Own::Input(input)) => (|piece| piece.input, input),
+        let (side, start) = match (part.output, part.own) {
+            (Some(output), _) => (Side::Output, output),
+            (None, Own::Input(input)) => (Side::Input, input),
             (None, Own::Slot) => return reduce(0, part.slot.len, None),
         };
         self.regions.each(side, start, part.slot.len, |memory, offset| {
@@ -265,7 +260,7 @@ impl HostRun {
 
     /// The address of an element of the input.
     fn input(&self, element: usize) -> *const u8 {
-        let place = self.regions.contiguous(|piece| piece.input, element, 1);
+        let place = self.regions.contiguous(Side::Input, element, 1);
         place.map_or(std::ptr::null(), |memory| memory.ptr().cast_const())
     }
 
@@ -309,19 +304,14 @@ impl HostRun {
         for unpack in &self.steps.unpack {
             let mut sound = true;
             let slot = self.slot(channel, unpack.from, self.unpacked);
-            self.regions.each(
-                |piece| piece.output,
-                unpack.output,
-                unpack.slot.len,
-                |memory, offset| {
-                    // SAFETY: the member has published this span and leaves it alone until every member is done with the
-                    // chunk; the operation owns its output.
-                    unsafe {
-                        let at = slot.add((unpack.slot.start + offset) * size).cast_const();
-                        sound &= copy_checked(self.dtype, at, memory.ptr(), memory.len() / size);
-                    }
-                },
-            );
+            self.regions.each(Side::Output, unpack.output, unpack.slot.len, |memory, offset| {
+                // SAFETY: the member has published this span and leaves it alone until every member is done with the
+                // chunk; the operation owns its output.
+                unsafe {
+                    let at = slot.add((unpack.slot.start + offset) * size).cast_const();
+                    sound &= copy_checked(self.dtype, at, memory.ptr(), memory.len() / size);
+                }
+            });
             if !sound {
                 return Err(unsound(self.dtype, Some(channel.global(unpack.from))));
             }

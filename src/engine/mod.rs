@@ -38,8 +38,8 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use ground::{Built, Ground};
-pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces, Prescale, reported_move};
-pub(crate) use sizing::Sizing;
+pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces, Prescale, mix, reported_move};
+pub(crate) use sizing::{Sizing, Told};
 pub(crate) use split::{group, wish};
 pub(crate) use team::Team;
 pub(crate) use wait::{BLAMED, Doubt, Idle, Port, block};

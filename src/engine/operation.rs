@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::fold::Fold;
 use crate::error::{Error, Fields};
 use crate::event::Verb;
+use crate::plan::Span;
 use crate::plan::moves::{Move, Moves};
 use crate::tensor::{DType, Piece, ReduceOp};
 use crate::transport::shm::Fingerprint;
@@ -22,6 +23,11 @@ pub(crate) enum Collective {
         op: ReduceOp,
         row: usize,
     },
+    /// Blocks of whole rows of several tensors; [`Operation::blocks`] has them, `digest` is of the tensors' shapes.
+    ReduceScatterGroup {
+        op: ReduceOp,
+        digest: u32,
+    },
     Reduce {
         op: ReduceOp,
         root: usize,
@@ -34,6 +40,12 @@ pub(crate) enum Collective {
         of: Move,
         dtype: DType,
         row: usize,
+    },
+    /// The same of an allgather of so many tensors: a word a tensor. `rows` is a digest of the lengths of their rows.
+    SizesOfGroup {
+        dtype: DType,
+        tensors: u16,
+        rows: u64,
     },
     /// Blocks of differing sizes, which a [`Collective::Sizes`] before has told; [`Operation::moves`] has them.
     Sized(Move),
@@ -58,6 +70,8 @@ pub(crate) struct Operation {
     pub(crate) moves: Option<Arc<Moves>>,
     /// How many ranks contribute to an average, if not all do.
     pub(crate) contributors: Option<usize>,
+    /// The blocks of a reduce-scatter by rank, end to end, if they are not cut by rows.
+    pub(crate) blocks: Option<Arc<[Span]>>,
 }
 
 /// What a rank's elements are multiplied by before they are combined.
@@ -117,6 +131,7 @@ impl Operation {
             pieces,
             logged: None,
             moves: None,
+            blocks: None,
             contributors: None,
         }
     }
@@ -136,10 +151,11 @@ impl Operation {
             Collective::Allreduce(_) => (Verb::Allreduce, None),
             Collective::Broadcast { root } => (Verb::Broadcast, Some(root)),
             Collective::Allgather => (Verb::Allgather, None),
-            Collective::ReduceScatter { .. } => (Verb::ReduceScatter, None),
+            Collective::ReduceScatter { .. } | Collective::ReduceScatterGroup { .. } => (Verb::ReduceScatter, None),
             Collective::Reduce { root, .. } => (Verb::Reduce, Some(root)),
             Collective::Move(of) | Collective::Sized(of) => reported_move(of),
             Collective::Sizes { of, .. } => (Verb::Sizes, reported_move(of).1),
+            Collective::SizesOfGroup { .. } => (Verb::Sizes, None),
             Collective::Barrier => (Verb::Barrier, None),
             Collective::Refused => (Verb::Refused, None),
         })
@@ -148,13 +164,15 @@ impl Operation {
     /// How elements combine, for those collectives that combine them.
     pub(crate) fn reduce_op(&self) -> Option<ReduceOp> {
         match self.collective {
-            Collective::Allreduce(op) | Collective::ReduceScatter { op, .. } | Collective::Reduce { op, .. } => {
-                Some(op)
-            }
+            Collective::Allreduce(op)
+            | Collective::ReduceScatter { op, .. }
+            | Collective::ReduceScatterGroup { op, .. }
+            | Collective::Reduce { op, .. } => Some(op),
             Collective::Broadcast { .. }
             | Collective::Allgather
             | Collective::Move(_)
             | Collective::Sizes { .. }
+            | Collective::SizesOfGroup { .. }
             | Collective::Sized(_)
             | Collective::Barrier
             | Collective::Refused => None,
@@ -172,7 +190,7 @@ pub(crate) fn reported_move(of: Move) -> (Verb, Option<usize>) {
     }
 }
 
-const KINDS: [&str; 11] = [
+const KINDS: [&str; 12] = [
     "allreduce",
     "broadcast",
     "allgather",
@@ -184,12 +202,18 @@ const KINDS: [&str; 11] = [
     "scatter",
     "alltoall",
     "a call that was refused for a wrong argument; see that rank's error",
+    "reduce_scatter of a group",
 ];
 
 /// What a print's flags say of a move: blocks of one size, or of differing sizes: their sizes, then themselves.
 const EVEN: u8 = 0;
 const SIZES: u8 = 1;
 const SIZED: u8 = 2;
+/// Sizes of the tensors of a group.
+const SIZES_OF_GROUP: u8 = 3;
+
+/// The name of a reduce-scatter of several tensors.
+const SCATTERED_GROUP: &str = "reduce_scatter of a group";
 
 /// The kind of whatever a log entry names.
 const BATCH: u8 = 6;
@@ -222,14 +246,27 @@ pub(super) fn fingerprint(sequence: u32, operation: &Operation) -> Fingerprint {
         Collective::Allgather => (3, dtype, 0, EVEN, count, 0),
         // A row has 24 bits: the low 16 in the root's place, the high 8 in the flags'.
         Collective::ReduceScatter { op, row } => (4, dtype, op as u8, (row >> 16) as u8, count, row as u16),
+        // The digest in the place of the row.
+        Collective::ReduceScatterGroup { op, digest } => {
+            (12, dtype, op as u8, (digest >> 16) as u8, count, digest as u16)
+        }
         Collective::Barrier => (5, 0, 0, EVEN, 0, 0),
         Collective::Refused => (11, 0, 0, EVEN, 0, 0),
         Collective::Reduce { op, root } => (7, dtype, op as u8, EVEN, count, root as u16),
         Collective::Move(of) => (kind_of(of), dtype, 0, EVEN, count, of.root() as u16),
         Collective::Sizes { of, dtype, row } => (kind_of(of), dtype as u8, 0, SIZES, row as u64, of.root() as u16),
+        // An allgather has no root: in its place stands how many tensors there are, in that of the row's length a digest.
+        Collective::SizesOfGroup { dtype, tensors, rows } => {
+            (kind_of(Move::Allgather), dtype as u8, 0, SIZES_OF_GROUP, rows & ((1 << 48) - 1), tensors)
+        }
         Collective::Sized(of) => (kind_of(of), dtype, 0, SIZED, 0, of.root() as u16),
     };
     Fingerprint::new(sequence, kind, dtype, op, flags, count, root)
+}
+
+/// A digest of numbers, for a print that has no room for them.
+pub(crate) fn mix(numbers: impl Iterator<Item = usize>) -> u64 {
+    numbers.fold(1, |mixed, number| (mixed ^ number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31))
 }
 
 /// Where it matters how the elements are divided among tensors: 16 bits of their lengths, 0 for a single one.
@@ -251,10 +288,13 @@ pub(super) fn describe(print: Fingerprint) -> String {
     if let Some(op) = ReduceOp::from_code(print.op()) {
         text += &format!(" {op}");
     }
-    let is_scatter = kind == Some("reduce_scatter");
+    let is_scatter = matches!(kind, Some("reduce_scatter" | SCATTERED_GROUP));
     if let Some(dtype) = DType::from_code(print.dtype()) {
         text += &match print.flags() {
             _ if is_scatter => format!(" of {} {dtype}", print.count()),
+            SIZES_OF_GROUP => {
+                format!(" of a group of {} {dtype} tensors, rows of lengths {:#06x}", print.root(), print.count())
+            }
             SIZES if print.count() > 1 => {
                 format!(" of blocks of their own sizes, in rows of {} {dtype}", print.count())
             }
@@ -268,6 +308,9 @@ pub(super) fn describe(print: Fingerprint) -> String {
             if row > 1 {
                 text += &format!(" in rows of {row}");
             }
+        }
+        Some(SCATTERED_GROUP) => {
+            text += &format!(" in tensors of shapes {:#08x}", u32::from(print.flags()) << 16 | u32::from(print.root()));
         }
         Some("allreduce") if print.root() != 0 => text += &format!(" in tensors of lengths {:#06x}", print.root()),
         Some("broadcast" | "scatter") => text += &format!(" from rank {}", print.root()),
@@ -299,14 +342,19 @@ pub(super) fn fields(print: Fingerprint) -> Fields {
     if let Some(dtype) = DType::from_code(print.dtype()) {
         fields.push(("dtype", dtype.to_string()));
     }
-    let is_scatter = kind == Some("reduce_scatter");
+    let is_scatter = matches!(kind, Some("reduce_scatter" | SCATTERED_GROUP));
     match print.flags() {
+        SIZES_OF_GROUP if !is_scatter => {
+            fields.push(("elements", format!("a group of {} tensors", print.root())));
+            fields.push(("rows", format!("rows of lengths {:#06x}", print.count())));
+        }
         SIZES | SIZED if !is_scatter => fields.push(("elements", "blocks of their own sizes".to_owned())),
         _ if kind == Some("batch") => fields.push(("entry", print.count().to_string())),
         _ => fields.push(("elements", print.count().to_string())),
     }
     let row = if is_scatter { usize::from(print.flags()) << 16 | usize::from(print.root()) } else { 1 };
     match kind {
+        Some(SCATTERED_GROUP) => fields.push(("shapes of its tensors, in order", format!("shapes {row:#08x}"))),
         Some("reduce_scatter") if row > 1 => fields.push(("row", format!("rows of {row}"))),
         _ if print.flags() == SIZES && print.count() > 1 => fields.push(("row", format!("rows of {}", print.count()))),
         Some("broadcast" | "scatter" | "reduce" | "gather") => fields.push(("root", format!("rank {}", print.root()))),
@@ -349,6 +397,11 @@ mod tests {
             Collective::Allgather,
             Collective::ReduceScatter { op: ReduceOp::Sum, row: 1 },
             Collective::ReduceScatter { op: ReduceOp::Sum, row: 3 },
+            Collective::ReduceScatterGroup { op: ReduceOp::Sum, digest: 1 },
+            Collective::ReduceScatterGroup { op: ReduceOp::Sum, digest: 0x00ab_cdef },
+            Collective::SizesOfGroup { dtype: DType::F32, tensors: 2, rows: 7 },
+            Collective::SizesOfGroup { dtype: DType::F32, tensors: 3, rows: 7 },
+            Collective::SizesOfGroup { dtype: DType::F32, tensors: 2, rows: 8 },
             Collective::Barrier,
             Collective::Reduce { op: ReduceOp::Sum, root: 0 },
             Collective::Reduce { op: ReduceOp::Sum, root: 2 },

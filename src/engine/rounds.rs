@@ -3,12 +3,12 @@
 use super::exchange::{Area, Exchange, Greetings};
 use super::fold::Fold;
 use super::operation::{Prescale, unsound};
-use super::regions::Regions;
+use super::regions::{Regions, Side};
 use super::{Channel, Operation, Step};
 use crate::device::host::{Finish, Sink, Source, copy_checked, copy_scaled, partial_size, reduce};
 use crate::error::Result;
 use crate::plan::{Combine, LinkPlan, Span, Values};
-use crate::tensor::{DType, Piece, RawSlice};
+use crate::tensor::{DType, RawSlice};
 use crate::transport::Link as _;
 use crate::transport::shm::Fingerprint;
 
@@ -154,16 +154,11 @@ impl Flat {
     fn begin(&mut self) {
         let base = self.element_mut(self.work.own.start);
         let (dtype, prescale) = (self.dtype, &self.prescale);
-        self.regions.each_of(
-            |piece: &Piece| piece.input,
-            0,
-            self.work.own.len,
-            |piece, memory: RawSlice, offset| {
-                let at = base.wrapping_add(offset * dtype.size());
-                // SAFETY: `own` lies in the work area, and the operation owns its input.
-                unsafe { copy_scaled(dtype, memory.ptr(), at, memory.len() / dtype.size(), prescale.of(piece)) };
-            },
-        );
+        self.regions.each_of(Side::Input, 0, self.work.own.len, |piece, memory: RawSlice, offset| {
+            let at = base.wrapping_add(offset * dtype.size());
+            // SAFETY: `own` lies in the work area, and the operation owns its input.
+            unsafe { copy_scaled(dtype, memory.ptr(), at, memory.len() / dtype.size(), prescale.of(piece)) };
+        });
         let (from, to) = self.work.copy;
         let (bytes, to) = (from.len * self.dtype.size(), self.element_mut(to));
         // SAFETY: both spans lie in the work area.
@@ -177,17 +172,12 @@ impl Flat {
     fn end(&self) -> Result<()> {
         let base = self.element(self.work.kept.start);
         let mut sound = true;
-        self.regions.each(
-            |piece: &Piece| piece.output,
-            0,
-            self.work.kept.len,
-            |memory: RawSlice, offset| {
-                let size = self.dtype.size();
-                let from = base.wrapping_add(offset * size);
-                // SAFETY: `kept` lies in the work area, and the operation owns its output.
-                sound &= unsafe { copy_checked(self.dtype, from, memory.ptr(), memory.len() / size) };
-            },
-        );
+        self.regions.each(Side::Output, 0, self.work.kept.len, |memory: RawSlice, offset| {
+            let size = self.dtype.size();
+            let from = base.wrapping_add(offset * size);
+            // SAFETY: `kept` lies in the work area, and the operation owns its output.
+            sound &= unsafe { copy_checked(self.dtype, from, memory.ptr(), memory.len() / size) };
+        });
         if sound { Ok(()) } else { Err(unsound(self.dtype, None)) }
     }
 

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use super::operation::{Collective, Operation};
+use super::operation::{Collective, Operation, mix};
+use crate::engine::Pieces;
 use crate::error::{Error, Result};
 use crate::plan::Span;
 use crate::plan::moves::{Move, Moves};
@@ -25,13 +26,15 @@ pub(crate) struct Sizing {
     counts: Vec<usize>,
     told: Vec<u64>,
     heard: Vec<u64>,
+    /// Of an allgather of several tensors: their rows' lengths, digested.
+    group: Option<u64>,
 }
 
 /// What the sizes come to.
 #[derive(Debug)]
 pub(crate) struct Told {
     pub(crate) moves: Arc<Moves>,
-    /// Elements of the blocks that this rank gets, by source.
+    /// Elements of the blocks that this rank gets, by source; of a group, of each source's tensors in turn.
     pub(crate) received: Vec<usize>,
 }
 
@@ -45,7 +48,14 @@ impl Sizing {
             Move::Scatter { .. } => (tell(&counts), WORDS),
             Move::AllToAll => (tell(&counts), WORDS * ranks),
         };
-        Self { of, ranks, me, counts, told, heard: vec![0; heard] }
+        Self { of, ranks, me, counts, told, heard: vec![0; heard], group: None }
+    }
+
+    /// The same of an allgather of several tensors, of which this rank has `counts` elements each. `rows` are the elements of
+    /// a row of each.
+    pub(crate) fn group(ranks: usize, me: usize, counts: Vec<usize>, rows: impl Iterator<Item = usize>) -> Self {
+        let heard = vec![0; counts.len() * ranks];
+        Self { heard, group: Some(mix(rows)), ..Self::new(Move::Allgather, ranks, me, counts) }
     }
 
     /// The operation that tells the sizes. It works on memory of this value, which must stay alive until it has ended.
@@ -55,7 +65,15 @@ impl Sizing {
             Move::Scatter { .. } | Move::AllToAll => WORDS,
         };
         let piece = Piece { input: RawSlice::of(&self.told), output: RawSlice::of_mut(&mut self.heard) };
-        Operation::new(Collective::Sizes { of: self.of, dtype, row }, DType::U64, words, Some(piece))
+        let (sizes, words) = match self.group {
+            None => (Collective::Sizes { of: self.of, dtype, row }, words),
+            Some(rows) => {
+                let tensors = self.counts.len();
+                // In a print there is room for so many; a greater number shows in the digest.
+                (Collective::SizesOfGroup { dtype, tensors: tensors.min(u16::MAX.into()) as u16, rows }, tensors)
+            }
+        };
+        Operation::new(sizes, DType::U64, words, Some(piece))
     }
 
     /// What everybody told, once the operation has ended.
@@ -63,7 +81,7 @@ impl Sizing {
     /// # Errors
     /// More elements than can be counted, or a block that does not lie in its input.
     pub(crate) fn finish(self) -> Result<Told> {
-        let Self { of, ranks, me, counts, heard, .. } = self;
+        let Self { of, ranks, me, counts, heard, group, .. } = self;
         let (moves, received) = match of {
             Move::Allgather | Move::Gather { .. } => {
                 let all: Vec<usize> =
@@ -71,7 +89,15 @@ impl Sizing {
                 let root = if let Move::Gather { root } = of { Some(root) } else { None };
                 let gets = root.is_none_or(|root| root == me);
                 checked_sum(&all)?;
-                (Moves::gather(&all, me, root), if gets { all } else { vec![0; ranks] })
+                let inputs = match group {
+                    None => Moves::gather(&all, me, root),
+                    Some(_) if counts.is_empty() => Moves::gather(&vec![0; ranks], me, root),
+                    Some(_) => {
+                        let inputs: Vec<usize> = all.chunks_exact(counts.len()).map(|all| all.iter().sum()).collect();
+                        Moves::gather(&inputs, me, root)
+                    }
+                };
+                (inputs, if gets { all } else { vec![0; ranks] })
             }
             Move::Scatter { root } => {
                 let (mine, total) = block(&heard)?;
@@ -96,6 +122,29 @@ impl Told {
     pub(crate) fn operation(&self, of: Move, dtype: DType, input: RawSlice, output: RawSlice) -> Operation {
         let operation = Operation::new(Collective::Sized(of), dtype, 0, Some(Piece { input, output }));
         Operation { moves: Some(Arc::clone(&self.moves)), ..operation }
+    }
+
+    /// Elements of each rank's block of tensor `tensor` of `tensors`.
+    pub(crate) fn of_tensor(&self, tensor: usize, tensors: usize) -> Vec<usize> {
+        self.received.iter().skip(tensor).step_by(tensors).copied().collect()
+    }
+
+    /// The operation that moves the blocks of a group: `outputs` have room for all blocks of a tensor each.
+    ///
+    /// What comes from a rank is a block of each tensor, one after another; each goes to its own output.
+    pub(crate) fn operation_of_group(&self, dtype: DType, inputs: &[RawSlice], outputs: &[RawSlice]) -> Operation {
+        let nothing = RawSlice::of::<u8>(&[]);
+        let mut taken = vec![0; outputs.len()];
+        let mut pieces: Vec<Piece> = inputs.iter().map(|&input| Piece { input, output: nothing }).collect();
+        for of_rank in self.received.chunks(outputs.len().max(1)) {
+            for ((output, taken), count) in outputs.iter().zip(&mut taken).zip(of_rank) {
+                let bytes = count * dtype.size();
+                pieces.push(Piece { input: nothing, output: output.part(*taken, bytes) });
+                *taken += bytes;
+            }
+        }
+        let operation = Operation::new(Collective::Sized(Move::Allgather), dtype, 0, None);
+        Operation { moves: Some(Arc::clone(&self.moves)), pieces: Pieces::Many(pieces), ..operation }
     }
 }
 
@@ -148,5 +197,23 @@ mod tests {
         assert_eq!(finish(Move::AllToAll, vec![1, 1], vec![0, 1, 2, 4, 5, 9]).unwrap(), [1, 5]);
         assert!(finish(Move::AllToAll, vec![1, 1], vec![0, 1, 2, 4, 6, 9]).is_err());
         assert!(finish(Move::Scatter { root: 1 }, vec![], vec![u64::MAX, 2, 9]).is_err());
+    }
+
+    #[test]
+    fn blocks_of_a_group_go_to_their_tensors() {
+        let mut sizing = Sizing::group(2, 0, vec![1, 2], [1, 1].into_iter());
+        sizing.heard = vec![1, 2, 0, 3];
+        let told = sizing.finish().unwrap();
+        assert_eq!((told.of_tensor(0, 2), told.of_tensor(1, 2)), (vec![1, 0], vec![2, 3]));
+        assert_eq!((told.moves.input(), told.moves.output()), (3, 6));
+        let (mut first, mut second) = ([0_u8; 1], [0_u8; 5]);
+        let outputs = [RawSlice::of_mut(&mut first), RawSlice::of_mut(&mut second)];
+        let operation = told.operation_of_group(DType::U8, &[], &outputs);
+        let places: Vec<_> = operation.pieces.iter().map(|piece| (piece.output.ptr(), piece.output.len())).collect();
+        let at = |tensor: usize, start, len| (outputs[tensor].part(start, 0).ptr(), len);
+        assert_eq!(places, [at(0, 0, 1), at(1, 0, 2), at(0, 1, 0), at(1, 2, 3)]);
+
+        let nothing = Sizing::group(2, 0, vec![], std::iter::empty()).finish().unwrap();
+        assert_eq!((nothing.moves.output(), nothing.received.len()), (0, 0));
     }
 }

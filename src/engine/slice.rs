@@ -2,7 +2,7 @@
 
 use super::exchange::Area;
 use super::fold::Fold;
-use super::regions::Regions;
+use super::regions::{Regions, Side};
 use crate::device::host::{Finish, Sink, Source, partial_size, reduce};
 use crate::plan::{Combine, ReducePart, Span, Values};
 use crate::transport::shm::Arena;
@@ -41,17 +41,12 @@ impl Slice<'_> {
     fn output(&self, span: Span) {
         let Some(output) = self.part.output.map(|output| output + span.start) else { return };
         let size = self.fold.dtype.size();
-        self.regions.each(
-            |piece| piece.output,
-            output,
-            span.len,
-            |memory, offset| {
-                let from = self.slot(self.arena.me(), span.start + offset).cast_const();
-                // SAFETY: the span lies in the slice, which this rank has just written; the operation owns its output.
-                unsafe { std::ptr::copy_nonoverlapping(from, memory.ptr(), memory.len()) };
-                debug_assert_eq!(memory.len() % size, 0);
-            },
-        );
+        self.regions.each(Side::Output, output, span.len, |memory, offset| {
+            let from = self.slot(self.arena.me(), span.start + offset).cast_const();
+            // SAFETY: the span lies in the slice, which this rank has just written; the operation owns its output.
+            unsafe { std::ptr::copy_nonoverlapping(from, memory.ptr(), memory.len()) };
+            debug_assert_eq!(memory.len() % size, 0);
+        });
     }
 }
 

@@ -8,6 +8,7 @@ use crate::coordinator::{Device, Group, Kind, Request, Spec, Ticket};
 use crate::engine::Pieces;
 use crate::error::{Error, Result};
 use crate::event::Mark;
+use crate::plan::Span;
 use crate::tensor::{DType, Element, GiveBack, Hold, Piece, Tensor};
 
 /// What a named operation may be given beyond its tensor.
@@ -54,18 +55,30 @@ impl Call {
         let Options { prescale, postscale, .. } = self.options;
         let spec = Spec { kind: self.kind, dtype: self.dtype, device: Device::Host, prescale, postscale };
         let (mut shape, group) = if self.group {
-            (vec![self.shapes.iter().map(|shape| elements(shape)).sum()], Some(Group::of(&self.shapes)))
+            let all = self.shapes.iter().map(|shape| elements(shape)).sum();
+            let group = if self.kind.has_own_rows() {
+                let mut shapes = self.shapes.clone();
+                shapes.iter_mut().for_each(forget_rows);
+                Group::of(&shapes)
+            } else {
+                Group::of(&self.shapes)
+            };
+            (vec![all], Some(group))
         } else {
             (self.shapes.first().cloned().unwrap_or_default(), None)
         };
         if self.kind.has_own_rows() {
-            // A scalar is a row.
-            match shape.first_mut() {
-                Some(rows) => *rows = 0,
-                None => shape.push(0),
-            }
+            forget_rows(&mut shape);
         }
         Request { name: Arc::clone(name), spec, shape, group }
+    }
+}
+
+/// Of a tensor whose ranks may have more or fewer rows, what must be equal. A scalar is a row.
+fn forget_rows(shape: &mut Vec<usize>) {
+    match shape.first_mut() {
+        Some(rows) => *rows = 0,
+        None => shape.push(0),
     }
 }
 
@@ -79,19 +92,35 @@ pub(crate) fn row_of(shape: &[usize]) -> usize {
     elements(shape.get(1..).unwrap_or_default())
 }
 
+/// What is wrong with a tensor of this shape and so many elements, if anything is.
+pub(crate) fn misfit(shape: &[usize], count: usize) -> Option<String> {
+    let product = elements(shape);
+    (product != count).then(|| format!("its shape {shape:?} has {product} elements and its slice {count}"))
+}
+
+/// What to do about it.
+pub(crate) const FIT: &str = "make Tensor::shape fit Tensor::as_slice";
+
 /// The memory of an operation, and what keeps it alive.
 pub(crate) struct Memory {
     pub(crate) pieces: Pieces,
     /// Elements of a row, for operations that keep rows whole.
     pub(crate) row: usize,
     pub(crate) uneven: Option<Uneven>,
+    /// The blocks of a reduce-scatter by rank, end to end, if they are not cut by rows.
+    pub(crate) blocks: Option<Arc<[Span]>>,
     pub(crate) hold: Option<Arc<dyn Send + Sync>>,
 }
 
 impl Memory {
     /// A tensor that the caller's borrow keeps alive.
     pub(crate) fn borrowed(piece: Piece) -> Self {
-        Self { pieces: Pieces::One([piece]), row: 1, uneven: None, hold: None }
+        Self::of(Pieces::One([piece]))
+    }
+
+    /// Tensors that the caller's borrows keep alive.
+    pub(crate) fn of(pieces: Pieces) -> Self {
+        Self { pieces, row: 1, uneven: None, blocks: None, hold: None }
     }
 }
 
@@ -106,20 +135,26 @@ impl NamedSet {
         memory: Memory,
         waits: bool,
     ) -> Result<(Ticket, Arc<Flight>)> {
-        let Memory { pieces, row, uneven, hold } = memory;
-        for (shape, piece) in call.shapes.iter().zip(pieces.iter()) {
-            let (product, elements) = (elements(shape), piece.input.len() / call.dtype.size());
-            if product != elements {
-                let reason = format!("its shape {shape:?} has {product} elements and its slice {elements}");
-                return self.reject(name, &reason, "make Tensor::shape fit Tensor::as_slice");
-            }
+        let Memory { pieces, row, uneven, blocks, hold } = memory;
+        // Where blocks are given, so are pieces of tensors, which were looked at when they were cut.
+        for (shape, piece) in call.shapes.iter().zip(pieces.iter()).filter(|_| blocks.is_none()) {
+            self.check_shape(name, shape, piece.input.len() / call.dtype.size())?;
         }
         let flight = Arc::new(Flight::new(name));
         let request = call.request(flight.name());
         let (flight_of_entry, mark) = (Arc::clone(&flight), Mark::NONE);
-        let entry = Entry { flight: flight_of_entry, ticket: None, mark, pieces, row, uneven, hold, last: None };
+        let (ticket, last) = (None, None);
+        let entry = Entry { flight: flight_of_entry, ticket, mark, pieces, row, uneven, blocks, hold, last };
         let ticket = self.submit(&request, entry, waits, call.options.deadline)?;
         Ok((ticket, flight))
+    }
+
+    /// A tensor's shape fits its elements, or the call is refused.
+    pub(crate) fn check_shape(self: &Arc<Self>, name: &str, shape: &[usize], elements: usize) -> Result<()> {
+        match misfit(shape, elements) {
+            None => Ok(()),
+            Some(reason) => self.reject(name, &reason, FIT),
+        }
     }
 
     /// Refuses a call, and tells the peers that submit the name.

@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::{Entry, Flight, Handle, NamedSet, Uneven, wait};
-use crate::coordinator::{Event, JOIN, Kind, Request, Ticket};
+use super::{Entry, Flight, Handle, Landing, NamedSet, Uneven, wait};
+use crate::coordinator::{Event, Group, JOIN, Kind, Request, Ticket};
 use crate::engine::Pieces;
 use crate::error::{Error, Result};
 use crate::event::{Begun, Mark, Verb};
@@ -77,7 +77,7 @@ impl Entry {
     /// One that moves no tensor.
     fn without_memory(flight: Arc<Flight>) -> Self {
         let (mark, pieces) = (Mark::NONE, Pieces::None);
-        Self { flight, ticket: None, mark, pieces, row: 1, uneven: None, hold: None, last: None }
+        Self { flight, ticket: None, mark, pieces, row: 1, uneven: None, blocks: None, hold: None, last: None }
     }
 
     /// What a rank that has joined contributes to `request` in a set of `ranks`: the identity, or no rows. What it would
@@ -99,7 +99,17 @@ impl Entry {
             Kind::Move(Move::Scatter { .. }) => (None, Some(Vec::new())),
         };
         match counts {
-            Some(counts) => entry.uneven = Some(Uneven { counts, result: Arc::new(Dropped::of(dtype)) }),
+            Some(counts) => {
+                let dropped = || Arc::new(Dropped::of(dtype));
+                entry.uneven = Some(match request.group {
+                    None => Uneven { counts, result: Landing::One(dropped()) },
+                    // No rows of each tensor. The log has compared how long they are.
+                    Some(Group { tensors, .. }) => {
+                        let results = (0..tensors).map(|_| (dropped() as Arc<dyn Grow>, 1)).collect();
+                        Uneven { counts: vec![0; tensors as usize], result: Landing::Group(results) }
+                    }
+                });
+            }
             None => {
                 let (hold, view) = identity(op, dtype, request.elements())?;
                 entry.pieces = Pieces::One([Piece::in_place(view)]);

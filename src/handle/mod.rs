@@ -28,7 +28,7 @@ pub use scope::{Scope, ScopedHandle};
 pub(crate) use session::Session;
 pub(crate) use set::NamedSet;
 pub use status::{PendingTensor, Status};
-pub(crate) use tickets::{Entry, Uneven};
+pub(crate) use tickets::{Entry, Landing, Uneven};
 
 use crate::coordinator::Ticket;
 use crate::error::{Error, Result};

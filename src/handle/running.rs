@@ -1,5 +1,6 @@
 //! The batch in a set's channel: one operation, or two where blocks differ in size by rank.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::tickets::Entry;
@@ -7,8 +8,8 @@ use crate::coordinator::{Batch, Kind, Spec};
 use crate::engine::{Channel, Collective, Operation, Pieces, Prescale, Sizing};
 use crate::error::{Error, Result};
 use crate::event;
+use crate::plan::Span;
 use crate::plan::moves::Move;
-use crate::tensor::RawSlice;
 
 /// Tensors named in a message.
 pub(super) const LISTED: usize = 4;
@@ -44,7 +45,11 @@ impl Running {
             Kind::Allreduce { op } => Collective::Allreduce(op),
             Kind::Broadcast { root } => Collective::Broadcast { root: root as usize },
             Kind::Reduce { op, root } => Collective::Reduce { op, root: root as usize },
-            Kind::ReduceScatter { op } => Collective::ReduceScatter { op, row: self.row() },
+            Kind::ReduceScatter { op } => match self.blocks() {
+                None => Collective::ReduceScatter { op, row: self.row() },
+                // The log has compared the shapes.
+                Some(_) => Collective::ReduceScatterGroup { op, digest: 0 },
+            },
             Kind::Move(of) => return self.tell_sizes(of, channel),
         };
         let pieces = match self.entries.as_slice() {
@@ -60,8 +65,13 @@ impl Running {
             pieces,
             logged: Some(self.index),
             contributors: Some(self.contributors),
+            blocks: self.blocks(),
             ..operation
         })
+    }
+
+    fn blocks(&self) -> Option<Arc<[Span]>> {
+        self.entries.first().and_then(|entry| entry.blocks.clone())
     }
 
     fn row(&self) -> usize {
@@ -69,9 +79,11 @@ impl Running {
     }
 
     fn tell_sizes(&mut self, of: Move, channel: &mut Channel) -> Result<()> {
-        let counts = self.entries.first().and_then(|entry| entry.uneven.as_ref()).map(|uneven| uneven.counts.clone());
         let (ranks, me) = (channel.team().size(), channel.team().rank());
-        let sizing = self.sizing.insert(Sizing::new(of, ranks, me, counts.unwrap_or_default()));
+        let uneven = self.entries.first().and_then(|entry| entry.uneven.as_ref());
+        let sizing =
+            uneven.map_or_else(|| Sizing::new(of, ranks, me, Vec::new()), |uneven| uneven.sizing(of, ranks, me));
+        let sizing = self.sizing.insert(sizing);
         let operation = sizing.operation(self.spec.dtype, 1);
         channel.begin(Operation { logged: Some(self.index), ..operation })
     }
@@ -81,10 +93,8 @@ impl Running {
         let (Some(sizing), Kind::Move(of)) = (self.sizing.take(), self.spec.kind) else { return Ok(false) };
         let told = sizing.finish()?;
         let Some(entry) = self.entries.first() else { return Ok(false) };
-        let input = entry.pieces.first().map_or_else(|| RawSlice::of::<u8>(&[]), |piece| piece.input);
         let Some(uneven) = &entry.uneven else { return Ok(false) };
-        let output = uneven.result.grow(told.received.clone())?;
-        let operation = told.operation(of, self.spec.dtype, input, output);
+        let operation = uneven.land(&told, of, self.spec.dtype, &entry.pieces)?;
         channel.begin(Operation { logged: Some(self.index), ..operation })?;
         Ok(true)
     }

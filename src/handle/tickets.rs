@@ -8,10 +8,12 @@ use std::time::Duration;
 use super::flight::Flight;
 use super::join::LastToJoin;
 use crate::coordinator::Ticket;
-use crate::engine::Pieces;
+use crate::engine::{Operation, Pieces, Sizing, Told};
 use crate::error::{Error, Result};
 use crate::event::{Begun, Mark, Sink, Stage};
-use crate::tensor::Grow;
+use crate::plan::Span;
+use crate::plan::moves::Move;
+use crate::tensor::{DType, Grow, RawSlice};
 
 /// One operation in flight: its shared state, its memory, and what keeps that memory alive.
 pub(crate) struct Entry {
@@ -25,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) row: usize,
     /// What only operations on blocks that differ in size by rank have.
     pub(crate) uneven: Option<Uneven>,
+    /// The blocks of a reduce-scatter by rank, end to end, if they are not cut by rows.
+    pub(crate) blocks: Option<Arc<[Span]>>,
     /// The owned tensor; absent when the caller's borrow outlives the operation.
     pub(crate) hold: Option<Arc<dyn Send + Sync>>,
     /// Where a join says who was the last.
@@ -33,10 +37,50 @@ pub(crate) struct Entry {
 
 /// Blocks of whole rows, as many as each rank likes.
 pub(crate) struct Uneven {
-    /// Elements of the blocks that this rank sends: to all (one count), to each, or none.
+    /// Elements of the blocks that this rank sends: to all (one count, of a group one a tensor), to each, or none.
     pub(crate) counts: Vec<usize>,
     /// Where the blocks go that it gets.
-    pub(crate) result: Arc<dyn Grow>,
+    pub(crate) result: Landing,
+}
+
+/// Where blocks go whose sizes the ranks have yet to tell each other.
+pub(crate) enum Landing {
+    One(Arc<dyn Grow>),
+    /// Of a group: of each tensor, with the elements of a row of it.
+    Group(Vec<(Arc<dyn Grow>, usize)>),
+}
+
+impl Uneven {
+    /// The sizes, to be told.
+    pub(crate) fn sizing(&self, of: Move, ranks: usize, me: usize) -> Sizing {
+        match &self.result {
+            Landing::One(_) => Sizing::new(of, ranks, me, self.counts.clone()),
+            Landing::Group(tensors) => {
+                Sizing::group(ranks, me, self.counts.clone(), tensors.iter().map(|(_, row)| *row))
+            }
+        }
+    }
+
+    /// Makes room for what everybody told; the operation that moves the blocks there from `pieces`.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(crate) fn land(&self, told: &Told, of: Move, dtype: DType, pieces: &Pieces) -> Result<Operation> {
+        match &self.result {
+            Landing::One(result) => {
+                let input = pieces.first().map_or_else(|| RawSlice::of::<u8>(&[]), |piece| piece.input);
+                Ok(told.operation(of, dtype, input, result.grow(told.received.clone())?))
+            }
+            Landing::Group(tensors) => {
+                let inputs: Vec<RawSlice> = pieces.iter().map(|piece| piece.input).collect();
+                let grow = |(tensor, (result, _)): (usize, &(Arc<dyn Grow>, usize))| {
+                    result.grow(told.of_tensor(tensor, tensors.len()))
+                };
+                let outputs = tensors.iter().enumerate().map(grow).collect::<Result<Vec<_>>>()?;
+                Ok(told.operation_of_group(dtype, &inputs, &outputs))
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Entry {

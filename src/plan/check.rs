@@ -108,7 +108,7 @@ pub(super) fn run_host(
     outputs: &mut [Memory],
     chance: &mut Chance,
 ) -> Vec<Moved> {
-    let plans: Vec<SlotPlan> = plans.iter().map(|&plan| plan.into()).collect();
+    let plans: Vec<SlotPlan> = plans.iter().map(|plan| plan.clone().into()).collect();
     run_slots(&plans, slots, slot_len, inputs, outputs, chance)
 }
 

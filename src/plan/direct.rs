@@ -24,6 +24,8 @@
 //!
 //! Every reduction takes the members in order, so the bits are those of a sum in rank order, on every member.
 
+use std::sync::Arc;
+
 use super::span::Span;
 
 /// What the members of a host do together.
@@ -46,7 +48,7 @@ pub(crate) enum HostOp {
 }
 
 /// What one member does for each chunk of one operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HostPlan {
     op: HostOp,
     members: usize,
@@ -56,6 +58,8 @@ pub(crate) struct HostPlan {
     step: usize,
     align: usize,
     own: bool,
+    /// The blocks of a reduce-scatter by member, end to end, where they are not cut by rows.
+    blocks: Option<Arc<[Span]>>,
 }
 
 /// What a member does for one chunk. Spans of `slot` count from the start of a slot, all others from the start of the
@@ -170,7 +174,7 @@ impl HostPlan {
             }
             HostOp::OneShot | HostOp::Allgather => {}
         }
-        Self { op, members, me, count, step, align, own: false }
+        Self { op, members, me, count, step, align, own: false, blocks: None }
     }
 
     /// The same plan, but what only the member itself reduces is read from its input instead of being packed.
@@ -181,18 +185,38 @@ impl HostPlan {
         Self { own: true, ..self }
     }
 
+    /// The same plan of a reduce-scatter, but its blocks are these, one for each member, end to end.
+    ///
+    /// # Panics
+    /// If there is not one for each member, or they do not add up to all elements.
+    #[must_use]
+    pub(crate) fn cut(self, blocks: Arc<[Span]>) -> Self {
+        let ends = blocks.last().map_or(0, |last| last.end());
+        assert!(blocks.len() == self.members && ends == self.count, "{blocks:?} of {} elements", self.count);
+        Self { blocks: Some(blocks), ..self }
+    }
+
     /// How many chunks there are: the same on every member.
     pub(crate) fn chunks(&self) -> usize {
         match self.op {
-            // The first block is the longest.
-            HostOp::ReduceScatter { row } => self.block(0, row).len.div_ceil(self.step),
+            HostOp::ReduceScatter { row } => {
+                let longest = match &self.blocks {
+                    Some(blocks) => blocks.iter().map(|block| block.len).max().unwrap_or(0),
+                    // The first block is the longest.
+                    None => self.block(0, row).len,
+                };
+                longest.div_ceil(self.step)
+            }
             _ => self.count.div_ceil(self.step),
         }
     }
 
     /// Member `index`'s block of a reduce-scatter.
     fn block(&self, index: usize, row: usize) -> Span {
-        Span::new(0, self.count).part(index, self.members, row)
+        match &self.blocks {
+            Some(blocks) => blocks[index],
+            None => Span::new(0, self.count).part(index, self.members, row),
+        }
     }
 
     /// Whether members read what others reduced: then each says when it has.
@@ -464,6 +488,33 @@ mod tests {
                 for row in [1, 3] {
                     gather(HostOp::ReduceScatter { row }, n, count * row, 20, count as u64);
                     gather(HostOp::ReduceScatter { row }, n, count * row * n, n, count as u64);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_any_lengths_are_reduced_and_scattered() {
+        for n in 1..=17 {
+            let mut chance = Chance::new(n as u64);
+            for most in [0, 1, 7, 40] {
+                let mut count = 0;
+                let blocks = (0..n).map(|_| {
+                    let len = chance.below(most + 1);
+                    count += len;
+                    Span::new(count - len, len)
+                });
+                let blocks: Arc<[Span]> = blocks.collect();
+                let op = HostOp::ReduceScatter { row: 1 };
+                let all = plans(op, n, count, 20, 1 + chance.below(5), &mut chance);
+                let all: Vec<HostPlan> = all.into_iter().map(|plan| plan.cut(Arc::clone(&blocks))).collect();
+                let inputs: Vec<Memory> = (0..n).map(|rank| contributions(rank, count)).collect();
+                let mut outputs: Vec<Memory> = blocks.iter().map(|block| vec![None; block.len]).collect();
+                run_host(&all, 1 + chance.below(3), 20, &inputs, &mut outputs, &mut chance);
+                for (output, block) in outputs.iter().zip(&*blocks) {
+                    for (index, element) in output.iter().enumerate() {
+                        assert_ordered(element.as_ref().expect("written"), block.start + index, n);
+                    }
                 }
             }
         }

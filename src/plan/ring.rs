@@ -11,6 +11,8 @@
 //! The relative error of a sum of floats is at most (n-1) units of rounding of the type that travels as partial, times
 //! the sum of magnitudes over the magnitude of the sum.
 
+use std::sync::Arc;
+
 use super::round::{Combine, Round, Values};
 use super::span::Span;
 
@@ -23,7 +25,7 @@ enum Kind {
 }
 
 /// A ring schedule for one rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ring {
     kind: Kind,
     ranks: usize,
@@ -32,6 +34,8 @@ pub(crate) struct Ring {
     total: usize,
     /// Blocks start at multiples of this many elements.
     align: usize,
+    /// The blocks by rank, end to end, where they are not cut by `align`.
+    blocks: Option<Arc<[Span]>>,
 }
 
 impl Ring {
@@ -54,12 +58,26 @@ impl Ring {
 
     fn new(kind: Kind, ranks: usize, me: usize, total: usize, align: usize) -> Self {
         assert!(me < ranks && align > 0, "rank {me} of {ranks}, alignment {align}");
-        Self { kind, ranks, me, total, align }
+        Self { kind, ranks, me, total, align, blocks: None }
+    }
+
+    /// The same ring, but its blocks are these, one for each rank, end to end.
+    ///
+    /// # Panics
+    /// If there is not one for each rank, or they do not add up to the work area.
+    #[must_use]
+    pub(crate) fn cut(self, blocks: Arc<[Span]>) -> Self {
+        let ends = blocks.last().map_or(0, |last| last.end());
+        assert!(blocks.len() == self.ranks && ends == self.total, "{blocks:?} of {} elements", self.total);
+        Self { blocks: Some(blocks), ..self }
     }
 
     /// The elements of block `index` (modulo the number of ranks).
     fn block(&self, index: usize) -> Span {
-        Span::new(0, self.total).part(index % self.ranks, self.ranks, self.align)
+        match &self.blocks {
+            Some(blocks) => blocks[index % self.ranks],
+            None => Span::new(0, self.total).part(index % self.ranks, self.ranks, self.align),
+        }
     }
 
     pub(crate) fn rounds(&self) -> usize {
@@ -144,6 +162,30 @@ mod tests {
             assert_eq!((sent[me].partial, sent[me].last), (if n == 1 { 0 } else { count - block.len }, 0));
         }
         assert_eq!(plans[0].rounds(), if count == 0 { 0 } else { (n - 1).max(1) });
+    }
+
+    #[test]
+    fn blocks_of_any_lengths_arrive_complete() {
+        for n in 1..=17 {
+            let mut chance = Chance::new(n as u64);
+            for most in [0, 1, 9] {
+                let mut count = 0;
+                let blocks = (0..n).map(|_| {
+                    let len = chance.below(most + 1);
+                    count += len;
+                    Span::new(count - len, len)
+                });
+                let blocks: Arc<[Span]> = blocks.collect();
+                let plan = |me| Ring::reduce_scatter(n, me, count, 1).cut(Arc::clone(&blocks)).into();
+                let plans: Vec<LinkPlan> = (0..n).map(plan).collect();
+                let (work, _) = run_links(&plans, count, |rank, at| Some(Element::of(rank, at)), &mut chance);
+                for (work, block) in work.iter().zip(&*blocks) {
+                    for (index, element) in work.iter().enumerate().skip(block.start).take(block.len) {
+                        assert_complete(element.as_ref().expect("written"), index, n);
+                    }
+                }
+            }
+        }
     }
 
     fn allgather(n: usize, count: usize, seed: u64) {

@@ -261,6 +261,56 @@ impl Kolo {
         self.world().join_async()
     }
 
+    /// Gathers several tensors of every rank under one name, all or none: [`ProcessSet::allgather_group`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allgather_group`].
+    pub fn allgather_group<T: Element>(&self, name: &str, tensors: &[&[T]]) -> Result<Vec<Blocks<T>>> {
+        self.world().allgather_group(name, tensors)
+    }
+
+    /// Begins to gather several tensors of every rank under one name: [`ProcessSet::allgather_group_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allgather_group_async`].
+    pub fn allgather_group_async<B>(&self, name: &str, tensors: Vec<B>) -> Result<Handle<Vec<Blocks<B::Element>>>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        self.world().allgather_group_async(name, tensors)
+    }
+
+    /// Reduces several tensors under one name, all or none, and returns this rank's block of each:
+    /// [`ProcessSet::reduce_scatter_group`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::reduce_scatter_group`].
+    pub fn reduce_scatter_group<T: Reducible>(
+        &self,
+        name: &str,
+        tensors: &[&[T]],
+        op: ReduceOp,
+    ) -> Result<Vec<Vec<T>>> {
+        self.world().reduce_scatter_group(name, tensors, op)
+    }
+
+    /// Begins to reduce several tensors under one name, for this rank's rows of each:
+    /// [`ProcessSet::reduce_scatter_group_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::reduce_scatter_group_async`].
+    pub fn reduce_scatter_group_async<B>(
+        &self,
+        name: &str,
+        tensors: Vec<B>,
+        op: ReduceOp,
+    ) -> Result<Handle<Vec<Vec<B::Element>>>>
+    where
+        B: Tensor<Element: Reducible> + Send + 'static,
+    {
+        self.world().reduce_scatter_group_async(name, tensors, op)
+    }
+
     /// Lends tensors to operations of all ranks that have all ended when it returns: [`ProcessSet::scope`].
     ///
     /// # Errors

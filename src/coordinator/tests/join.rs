@@ -114,6 +114,9 @@ fn a_joined_root_cannot_answer() {
         let mut adasum = with_kind("group", Kind::Allreduce { op: ReduceOp::Adasum });
         adasum.group = Some(Group::of(&[vec![2], vec![1]]));
         requests.push(adasum);
+        let mut scattered = with_kind("scattered group", Kind::ReduceScatter { op: ReduceOp::Sum });
+        scattered.group = Some(Group::of(&[vec![2], vec![1]]));
+        requests.push(scattered);
         for (ticket, request) in requests.iter().enumerate() {
             for rank in (0..net.size()).filter(|rank| *rank != 1) {
                 net.submit(rank, 1 + ticket as u64, request);
@@ -121,7 +124,7 @@ fn a_joined_root_cannot_answer() {
             net.settle();
         }
         for rank in (0..net.size()).filter(|rank| *rank != 1) {
-            assert_eq!(net.failed[rank].len(), 4, "{layout:?}: {:?}", net.failures(rank));
+            assert_eq!(net.failed[rank].len(), 5, "{layout:?}: {:?}", net.failures(rank));
             let global = net.ranks[0].topology.global[1];
             for (_, text) in net.failures(rank) {
                 assert!(

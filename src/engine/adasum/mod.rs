@@ -22,7 +22,7 @@ use self::weights::weights;
 use super::channel::Run;
 use super::exchange::{Area, Exchange, Greetings};
 use super::operation::{Collective, Operation, Prescale};
-use super::regions::Regions;
+use super::regions::{Regions, Side};
 use super::{Channel, Step};
 use crate::device::host::{dots, pairs};
 use crate::error::Result;
@@ -270,16 +270,11 @@ impl Area for Meet<'_> {
         let (me, begin) = self.whose(span.start);
         let own = self.table.place(me, 0);
         let size = self.table.dtype.size();
-        self.table.regions.each(
-            |piece| piece.input,
-            begin,
-            span.len,
-            |memory, offset| {
-                let to = own.wrapping_add(offset * size);
-                // SAFETY: the portion lies in the operation's input, and there is room for it.
-                unsafe { std::ptr::copy_nonoverlapping(memory.ptr().cast_const(), to, memory.len()) };
-            },
-        );
+        self.table.regions.each(Side::Input, begin, span.len, |memory, offset| {
+            let to = own.wrapping_add(offset * size);
+            // SAFETY: the portion lies in the operation's input, and there is room for it.
+            unsafe { std::ptr::copy_nonoverlapping(memory.ptr().cast_const(), to, memory.len()) };
+        });
         let pairs = pairs(self.table.ranks);
         for block in self.portion(begin) {
             let start = self.blocks.start(block);
@@ -293,14 +288,9 @@ impl Area for Meet<'_> {
 
     fn give(&self, _: Values, span: Span, bytes: &mut Vec<u8>) {
         let begin = span.start - self.table.me * self.table.count;
-        self.table.regions.each(
-            |piece| piece.input,
-            begin,
-            span.len,
-            |memory, _| {
-                // SAFETY: the operation owns its input, and nobody writes it before stage 3.
-                bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(memory.ptr(), memory.len()) });
-            },
-        );
+        self.table.regions.each(Side::Input, begin, span.len, |memory, _| {
+            // SAFETY: the operation owns its input, and nobody writes it before stage 3.
+            bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(memory.ptr(), memory.len()) });
+        });
     }
 }

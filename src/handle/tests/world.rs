@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::{Call, Driver, Flight, Handle, Memory, NamedSet, Options, Uneven};
+use super::super::{Call, Driver, Flight, Handle, Landing, Memory, NamedSet, Options, Uneven};
 use super::data::{DTYPES, Data, draw, reference};
 use crate::coordinator::{Kind, Params, Ticket};
 use crate::engine::testing::{Random, Shape};
@@ -226,10 +226,10 @@ fn begin_moves(set: &Arc<NamedSet>, name: &str, plan: &Plan, values: Vec<f32>) -
     };
     let (hold, input) = Hold::new(values);
     let result = Received::<f32>::new();
-    let uneven = Some(Uneven { counts, result: Arc::clone(&result) as _ });
+    let uneven = Some(Uneven { counts, result: Landing::One(Arc::clone(&result) as _) });
     let pieces = Pieces::One([Piece { input, output: input.part(0, 0) }]);
     let call = Call::new(plan.kind, DType::F32, shape, Options::default());
-    set.handle(name, &call, Memory { pieces, row: 1, uneven, hold: Some(hold as _) }, result)
+    set.handle(name, &call, Memory { uneven, hold: Some(hold as _), ..Memory::of(pieces) }, result)
 }
 
 pub(super) struct World {
