@@ -2,13 +2,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use crate::engine::{Built, Channel, Collective, Ground, Operation, Step, block, group, wish};
+use crate::engine::{Built, Collective, Operation, Team, group, wish};
 use crate::error::{Error, Result};
+use crate::handle::{Line, Queue, Session};
 use crate::plan::Algorithm;
-use crate::tensor::{DType, Element, NOT_IN_PARTS, Piece, RawSlice, ReduceOp, Reducible};
-use crate::transport::Link;
+use crate::tensor::{Element, NOT_IN_PARTS, Piece, RawSlice, ReduceOp, Reducible};
 
 /// A group of ranks that call the same collectives in the same order.
 ///
@@ -20,10 +19,17 @@ use crate::transport::Link;
 /// waited some 200 ms and their hosts have compared what they wait in. Some ranks may have ended their operation by then;
 /// they learn of it in a later one.
 ///
+/// Every operation has an asynchronous form, which takes an owned tensor and returns a [`Handle`](crate::Handle) that gives it
+/// back. Many may be in flight; they run one after the other, in the order in which they were submitted, together with the
+/// blocking ones: a blocking call first waits until all before it have ended. Messages match in the order of their two ranks,
+/// beside the collectives. Operations move on while this rank computes. A drop of the communicator waits until all
+/// in flight have ended; their handles may be waited for afterwards.
+///
 /// Calls take `&mut self`; a second thread works on a [`dup`](Self::dup). Every wait has a deadline (`KOLO_DEADLINE`) and
 /// ends with an error when the job fails. After any error but a mismatch or a wrong argument the communicator is
 /// unusable, here and on every rank that counts on this one ([`Error::Poisoned`] names the rank that gave up), and
-/// buffers that were passed in hold unspecified elements.
+/// buffers that were passed in hold unspecified elements. Operations that wait for their turn then get [`Error::Poisoned`], which
+/// names that error.
 ///
 /// ```
 /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
@@ -36,16 +42,13 @@ use crate::transport::Link;
 /// # Ok::<(), kolo::Error>(())
 /// ```
 pub struct Communicator {
-    pub(crate) channel: Channel,
-    pub(crate) user: Box<dyn Link>,
-    /// Where messages are put together and taken apart.
-    pub(crate) scratch: Vec<u8>,
-    /// Whether the operation in flight is the place of a call that was refused.
-    refused: bool,
-    /// Messages sent and received so far, for what is reported.
-    pub(crate) messages: u64,
+    /// What operations run on, while nothing asynchronous is in flight; else the queue has it.
+    home: Option<Box<Line>>,
+    /// Made with the first asynchronous call.
+    queue: Option<Arc<Queue>>,
+    team: Arc<Team>,
     /// The last field: a rank leaves the job after its links are gone.
-    ground: Arc<Ground>,
+    session: Arc<Session>,
 }
 
 impl fmt::Debug for Communicator {
@@ -56,20 +59,21 @@ impl fmt::Debug for Communicator {
 }
 
 impl Communicator {
-    pub(crate) fn new(ground: Arc<Ground>, built: Built) -> Self {
-        Self { channel: built.channel, user: built.user, scratch: Vec::new(), messages: 0, refused: false, ground }
+    pub(crate) fn new(session: Arc<Session>, built: Built) -> Self {
+        let team = Arc::clone(built.channel.team());
+        Self { home: Some(Box::new(Line::new(built))), queue: None, team, session }
     }
 
     /// This rank's index in the communicator.
     #[must_use]
     pub fn rank(&self) -> usize {
-        self.channel.team().rank()
+        self.team.rank()
     }
 
     /// How many ranks take part.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.channel.team().size()
+        self.team.size()
     }
 
     /// A communicator of the same ranks with an order of its own, for another thread.
@@ -81,10 +85,10 @@ impl Communicator {
     /// Those of any collective, and [`Error::System`] or [`Error::Config`] on every rank if a host has no shared memory
     /// left for it.
     pub fn dup(&mut self) -> Result<Self> {
-        let ground = Arc::clone(&self.ground);
-        let ranks = self.channel.team().globals().to_vec();
-        let built = ground.build(ranks, false, &mut |bytes| self.tell_all(bytes))?;
-        Ok(Self::new(ground, built))
+        let session = Arc::clone(&self.session);
+        let ranks = self.team.globals().to_vec();
+        let built = session.ground.build(ranks, false, &mut |bytes| self.tell_all(bytes))?;
+        Ok(Self::new(session, built))
     }
 
     /// Cuts the ranks of this communicator into disjoint ones, one for each colour: a rank is with those of its `color`, in
@@ -96,17 +100,17 @@ impl Communicator {
     /// # Errors
     /// As [`dup`](Self::dup).
     pub fn split(&mut self, color: Option<u32>, key: i64) -> Result<Option<Self>> {
-        let ground = Arc::clone(&self.ground);
+        let session = Arc::clone(&self.session);
         let ranks = group(&self.tell_all(&wish(color, key))?, color);
         if ranks.is_empty() {
-            return ground.attend(&mut |bytes| self.tell_all(bytes)).map(|()| None);
+            return session.ground.attend(&mut |bytes| self.tell_all(bytes)).map(|()| None);
         }
-        let globals = ranks.iter().map(|&rank| self.channel.team().global(rank)).collect();
-        let built = ground.build(globals, false, &mut |bytes| {
+        let globals = ranks.iter().map(|&rank| self.team.global(rank)).collect();
+        let built = session.ground.build(globals, false, &mut |bytes| {
             let all = self.tell_all(bytes)?;
             Ok(ranks.iter().map(|&rank| all[rank].clone()).collect())
         })?;
-        Ok(Some(Self::new(ground, built)))
+        Ok(Some(Self::new(session, built)))
     }
 
     /// One message of every rank, in rank order.
@@ -117,51 +121,54 @@ impl Communicator {
     /// Makes all later allreduces of this communicator use `algorithm`; `Auto` goes back to the table.
     ///
     /// # Collective
-    /// Every rank calls it with the same algorithm, at the same place in its order. It does not communicate.
+    /// Every rank calls it with the same algorithm, at the same place in its order. It does not communicate, but waits until
+    /// all that is in flight has ended.
     ///
     /// # Errors
     /// [`Error::Argument`] if the algorithm cannot serve here (it says why), for example `Ring` when sums must be
     /// deterministic.
     pub fn set_algorithm(&mut self, algorithm: Algorithm) -> Result<()> {
-        self.channel.set_algorithm(algorithm)
+        self.line()?.channel.set_algorithm(algorithm)
+    }
+
+    /// What operations run on, once everything asynchronous has ended.
+    ///
+    /// # Errors
+    /// The job's first failure.
+    #[inline]
+    pub(crate) fn line(&mut self) -> Result<&mut Line> {
+        if self.home.is_none() {
+            self.fetch()?;
+        }
+        self.home.as_deref_mut().ok_or_else(lost)
+    }
+
+    #[cold]
+    fn fetch(&mut self) -> Result<()> {
+        let queue = self.queue.as_ref().ok_or_else(lost)?;
+        self.home = Some(queue.take_line()?);
+        Ok(())
+    }
+
+    /// Where asynchronous operations go. Whatever is begun there takes its turn from here on, a refused call as well.
+    ///
+    /// # Errors
+    /// The system has no thread to advance them; the call is refused.
+    pub(crate) fn queue(&mut self) -> Result<Arc<Queue>> {
+        if let Err(error) = self.session.driver().start() {
+            return self.refuse(error);
+        }
+        let queue = self.queue.get_or_insert_with(|| Queue::new(Arc::clone(self.session.driver())));
+        if let Some(line) = self.home.take() {
+            queue.admit(line);
+        }
+        Ok(Arc::clone(queue))
     }
 
     /// Runs one operation to its end in the caller's thread.
     #[inline]
     pub(crate) fn run(&mut self, operation: Operation) -> Result<()> {
-        if self.refused {
-            self.settle_refusal()?;
-        }
-        if let Err(error) = self.channel.begin(operation) {
-            self.take_leave();
-            return Err(error);
-        }
-        self.drive()
-    }
-
-    /// Drives the operation in flight to its end.
-    #[inline]
-    fn drive(&mut self) -> Result<()> {
-        let port = Arc::clone(self.channel.port());
-        let missing = |channel: &Channel| (channel.describe(), channel.missing());
-        let (channel, stalled) = (&mut self.channel, Channel::stalled);
-        let result = block(&port, channel, Channel::poll, Channel::expects_messages, stalled, missing);
-        // The caller's buffers are theirs again once this returns.
-        if let Err(Error::Failed(failure)) = &result {
-            self.channel.poison(Error::Failed(Arc::clone(failure)));
-        } else if let Err(error) = &result {
-            self.channel.cancel(FAILED, error);
-            self.take_leave();
-        }
-        result
-    }
-
-    /// Spends a moment on telling the other hosts, whose messages may have to make room first.
-    pub(crate) fn take_leave(&mut self) {
-        let begin = Instant::now();
-        while !self.channel.take_leave() && begin.elapsed() < LEAVE {
-            std::thread::yield_now();
-        }
+        self.line()?.run(operation)
     }
 
     /// Runs an operation on one tensor.
@@ -171,30 +178,16 @@ impl Communicator {
     }
 
     /// Takes this rank's turn with a call that it cannot make, so that the peers, who make it, hear of it now and not at the
-    /// deadline: they get an [`Error::Mismatch`]. Returns `error` at once; the next call waits for the peers to come by.
+    /// deadline: they get an [`Error::Mismatch`]. Returns `error` at once.
     #[cold]
     pub(crate) fn refuse<R>(&mut self, error: Error) -> Result<R> {
-        self.settle_refusal()?;
-        let begun = self.channel.begin(Operation::new(Collective::Refused, DType::U8, 0, None));
-        self.refused = begun.is_ok();
-        match begun.and_then(|()| self.channel.poll()) {
-            Ok(Step::Progress | Step::Pending) => {}
-            Err(failed @ Error::Failed(_)) => return Err(failed),
-            // What a mismatch is for has happened; of anything else the next call hears as well.
-            Ok(Step::Ready(())) | Err(_) => self.refused = false,
-        }
-        Err(error)
-    }
-
-    /// Waits until a refused call has had its turn.
-    fn settle_refusal(&mut self) -> Result<()> {
-        if !std::mem::take(&mut self.refused) {
-            return Ok(());
-        }
-        match self.drive() {
-            // That is what the others were to get.
-            Err(Error::Mismatch(_)) => Ok(()),
-            outcome => outcome,
+        match (&mut self.home, &self.queue) {
+            (Some(line), _) => line.refuse(error),
+            (None, Some(queue)) => {
+                queue.refuse();
+                Err(error)
+            }
+            (None, None) => Err(lost()),
         }
     }
 
@@ -229,11 +222,19 @@ impl Communicator {
     }
 }
 
-/// How long a call that failed tries to tell the other hosts.
-const LEAVE: Duration = Duration::from_millis(50);
+/// Waits until everything asynchronous has ended; a panic gives it up.
+impl Drop for Communicator {
+    fn drop(&mut self) {
+        if let Some(queue) = self.queue.take().filter(|_| !self.session.is_forked()) {
+            queue.close(std::thread::panicking());
+        }
+    }
+}
 
-/// What every call says after one that failed.
-pub(crate) const FAILED: &str = "an earlier operation of this communicator failed; make a new one on every rank";
+#[cold]
+fn lost() -> Error {
+    Error::Poisoned("kolo lost this communicator; that is a bug, please report it".into())
+}
 
 /// Input and output of an operation that writes elsewhere.
 pub(crate) fn apart<T: Element>(input: &[T], output: &mut [T]) -> Piece {

@@ -60,7 +60,7 @@ impl ProcessSet {
     /// # Errors
     /// As [`allreduce`](Self::allreduce).
     pub fn allgather_group<T: Element>(&self, name: &str, tensors: &[&[T]]) -> Result<Vec<Blocks<T>>> {
-        let shapes = tensors.iter().map(|tensor| vec![tensor.len()]).collect();
+        let shapes: Vec<Vec<usize>> = tensors.iter().map(|tensor| vec![tensor.len()]).collect();
         let results = Gathered::<T>::new(tensors.len());
         let memory = results.memory(inputs(tensors.iter().map(|tensor| RawSlice::of(tensor))), &shapes, None);
         self.set.blocking(name, &call::<T>(shapes), memory)?;
@@ -91,7 +91,7 @@ impl ProcessSet {
     where
         B: Tensor + Send + 'static,
     {
-        let shapes = tensors.iter().map(Tensor::shape).collect();
+        let shapes: Vec<Vec<usize>> = tensors.iter().map(Tensor::shape).collect();
         let (holds, views): (Vec<Arc<Hold<B>>>, Vec<RawSlice>) = tensors.into_iter().map(Hold::new).unzip();
         let results = Gathered::<B::Element>::new(views.len());
         let memory = results.memory(inputs(views.into_iter()), &shapes, Some(Arc::new(holds)));
@@ -123,7 +123,7 @@ impl<T: Element> Gathered<T> {
         Uneven { counts, result: Landing::Group(results.collect()) }
     }
 
-    fn memory(&self, inputs: Pieces, shapes: &Vec<Vec<usize>>, hold: Option<Arc<dyn Send + Sync>>) -> Memory {
+    fn memory(&self, inputs: Pieces, shapes: &[Vec<usize>], hold: Option<Arc<dyn Send + Sync>>) -> Memory {
         let counts = inputs.iter().map(|piece| piece.input.len() / T::DTYPE.size()).collect();
         let rows: Vec<usize> = shapes.iter().map(|shape| row_of(shape)).collect();
         Memory { uneven: Some(self.uneven(counts, &rows)), hold, ..Memory::of(inputs) }

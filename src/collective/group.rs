@@ -95,7 +95,7 @@ fn pieces<T: Reducible>(tensors: &mut [&mut [T]]) -> Pieces {
 }
 
 /// The tensors of a group in flight.
-struct Holds<B>(Vec<Arc<Hold<B>>>);
+pub(super) struct Holds<B>(pub(super) Vec<Arc<Hold<B>>>);
 
 impl<B: Send> GiveBack<Vec<B>> for Holds<B> {
     fn take(&self) -> Option<Vec<B>> {

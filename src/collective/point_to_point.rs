@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::communicator::{Communicator, FAILED};
+use crate::communicator::Communicator;
 use crate::engine::{Channel, Step, block};
 use crate::error::{Error, Mismatch, Result};
 use crate::event::{Mark, Stage, Verb};
+use crate::handle::{FAILED, Line};
 use crate::tensor::{DType, Element, overwrite};
 
 /// Bytes before a message's first elements: type (1), zero (7), count (8).
@@ -23,12 +24,15 @@ impl Communicator {
     /// receiver does not take it before the deadline.
     pub fn send<T: Element>(&mut self, data: &[T], to: usize) -> Result<()> {
         self.check_peer("send to rank", to)?;
-        let mark = self.report::<T>(Verb::Send, data.len(), to);
-        let sent = self.send_to(data, to);
-        self.reported(mark, &sent);
-        self.settle(sent)
+        let line = self.sound_line()?;
+        let mark = line.report::<T>(Verb::Send, data.len(), to);
+        let sent = line.send_to(data, to);
+        line.reported(mark, &sent);
+        line.settle(sent)
     }
+}
 
+impl Line {
     fn send_to<T: Element>(&mut self, data: &[T], to: usize) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let mut header = [0; HEADER];
@@ -70,7 +74,9 @@ impl Communicator {
             |_| (format!("send of {} {} to rank {to}", data.len(), T::DTYPE), vec![peer]),
         )
     }
+}
 
+impl Communicator {
     /// Receives the next message of rank `from` into `data`.
     ///
     /// # Collective
@@ -81,12 +87,15 @@ impl Communicator {
     /// is taken and dropped, `data` is left as it was); the first failure of the job; [`Error::Timeout`] at the deadline.
     pub fn recv<T: Element>(&mut self, data: &mut [T], from: usize) -> Result<()> {
         self.check_peer("receive from rank", from)?;
-        let mark = self.report::<T>(Verb::Receive, data.len(), from);
-        let received = self.recv_from(data, from);
-        self.reported(mark, &received);
-        self.settle(received)
+        let line = self.sound_line()?;
+        let mark = line.report::<T>(Verb::Receive, data.len(), from);
+        let received = line.recv_from(data, from);
+        line.reported(mark, &received);
+        line.settle(received)
     }
+}
 
+impl Line {
     fn recv_from<T: Element>(&mut self, data: &mut [T], from: usize) -> Result<()> {
         let wanted = data.len();
         let Self { channel, user, .. } = self;
@@ -138,15 +147,25 @@ impl Communicator {
             }
         }
     }
+}
 
-    fn check_peer(&self, what: &str, peer: usize) -> Result<()> {
+impl Communicator {
+    pub(super) fn check_peer(&self, what: &str, peer: usize) -> Result<()> {
         if peer >= self.size() {
             return Err(self.no_rank(what, peer));
         }
         if peer == self.rank() {
             return Err(Error::argument(format!("{what} {peer}: that is this rank itself; copy the data instead")));
         }
-        self.channel.poisoned().cloned().map_or(Ok(()), Err)
+        Ok(())
+    }
+}
+
+impl Communicator {
+    /// What messages run on, unless an error has ended the communicator.
+    fn sound_line(&mut self) -> Result<&mut Line> {
+        let line = self.line()?;
+        line.channel.poisoned().cloned().map_or(Ok(line), Err)
     }
 }
 

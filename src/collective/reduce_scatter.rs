@@ -57,17 +57,7 @@ impl Communicator {
             let text = format!("reduce_scatter of {} elements in rows of {row}: pass whole rows", input.len());
             return self.refuse(Error::argument(text));
         }
-        // Where the rows come out even, their length does not matter.
-        let row = if (input.len() / row).is_multiple_of(self.size()) { 1 } else { row };
-        if row > MAX_ROW {
-            return self.refuse(Error::argument(format!(
-                "reduce_scatter of {} rows of {row} elements over {} ranks: rows longer than {MAX_ROW} must come out even; \
-                 pad the tensor to a multiple of {} rows",
-                input.len() / row,
-                self.size(),
-                self.size()
-            )));
-        }
+        let row = self.check_rows(input.len(), row)?;
         self.check_part::<T>(op)?;
         let due = self.reduce_scatter_len(input.len(), row);
         if output.len() != due {
@@ -80,6 +70,21 @@ impl Communicator {
             )));
         }
         self.run_on::<T>(Collective::ReduceScatter { op, row }, input.len(), apart(input, output))
+    }
+
+    /// The length of rows that the ranks agree on: where they come out even it does not matter.
+    pub(super) fn check_rows(&mut self, count: usize, row: usize) -> Result<usize> {
+        let rows = count / row;
+        let row = if rows.is_multiple_of(self.size()) { 1 } else { row };
+        if row <= MAX_ROW {
+            return Ok(row);
+        }
+        self.refuse(Error::argument(format!(
+            "reduce_scatter of {rows} rows of {row} elements over {} ranks: rows longer than {MAX_ROW} must come out even; \
+             pad the tensor to a multiple of {} rows",
+            self.size(),
+            self.size()
+        )))
     }
 
     /// How many elements of a [`reduce_scatter_rows`](Self::reduce_scatter_rows) of `count` elements in rows of `row` this

@@ -30,8 +30,9 @@ impl Communicator {
 
     /// This rank cannot go on with an operation that the others have begun.
     pub(super) fn abandon<R>(&mut self, error: Error) -> Result<R> {
-        self.channel.give_up(error.clone());
-        self.take_leave();
+        let line = self.line()?;
+        line.channel.give_up(error.clone());
+        line.take_leave();
         Err(error)
     }
 }

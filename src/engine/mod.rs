@@ -16,9 +16,11 @@ mod ground;
 mod host;
 mod inline;
 mod inquiry;
+mod message;
 #[cfg(test)]
 mod mistakes;
 mod operation;
+mod patience;
 mod regions;
 mod ringing;
 mod rounds;
@@ -38,7 +40,9 @@ mod wait;
 
 pub(crate) use channel::Channel;
 pub(crate) use ground::{Built, Ground};
+pub(crate) use message::{Receiving, Sending};
 pub(crate) use operation::{Collective, MAX_ROW, Operation, Pieces, Prescale, mix, reported_move};
+pub(crate) use patience::Patience;
 pub(crate) use sizing::{Sizing, Told};
 pub(crate) use split::{group, wish};
 pub(crate) use team::Team;

@@ -16,7 +16,7 @@ const SPINS: u32 = 2000;
 /// A wait this long goes to sleep.
 const SLEEP_AFTER: Duration = Duration::from_millis(1);
 /// A sleeper looks this often at its deadline, and whether those it waits for still exist; all else rings its doorbell.
-const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+pub(super) const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 /// MPI does not wake anybody, and a message that moves in several steps needs its receiver awake: who waits for another
 /// host naps so long at first, then twice as long each time, and never longer than the last. The leaders' doorbell ends a
 /// nap when something comes after a pause.
@@ -243,7 +243,7 @@ impl Port {
     }
 
     /// An error if one of the ranks that `what` waits for will never come; as [`gone`](Self::gone).
-    fn expect(&self, what: &str, ranks: &[u32], doubt: &mut Doubt) -> Result<()> {
+    pub(super) fn expect(&self, what: &str, ranks: &[u32], doubt: &mut Doubt) -> Result<()> {
         let Some(absence) = self.gone(ranks, doubt) else { return Ok(()) };
         self.check()?;
         Err(Error::Gone { what: what.into(), missing: absence.to_string().into() })

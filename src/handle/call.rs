@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Entry, Flight, Handle, NamedSet, Uneven, wait};
+use super::{Entry, Flight, Handle, NamedSet, Uneven, Way, wait};
 use crate::coordinator::{Device, Group, Kind, Request, Spec, Ticket};
 use crate::engine::Pieces;
 use crate::error::{Error, Result};
@@ -192,7 +192,7 @@ impl NamedSet {
         result: Arc<dyn GiveBack<R>>,
     ) -> Result<Handle<R>> {
         let (ticket, flight) = self.begin(name, call, memory, false)?;
-        Ok(Handle { set: Arc::clone(self), ticket, flight, result })
+        Ok(Handle { way: Way::Named(Arc::clone(self), ticket), flight, result })
     }
 
     /// The set rank of the global rank `root`; tells the peers if it is not in the set.

@@ -18,7 +18,7 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// While nothing moves, how often to ask whether the ranks that are waited for still exist.
 const LOOK: Duration = Duration::from_millis(100);
 /// Messages between hosts move only while both ends look. While some are under way, how long to sleep between looks.
-const UNDER_WAY: Duration = Duration::from_micros(500);
+pub(super) const UNDER_WAY: Duration = Duration::from_micros(500);
 /// The same while another host may begin to speak: that rings a bell, but the bell may be faster than the message.
 const EXPECTED: Duration = Duration::from_millis(5);
 

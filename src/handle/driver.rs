@@ -1,6 +1,6 @@
-//! Who advances the named operations of a rank: whoever waits, and the background thread when nobody does.
+//! Who advances the operations of a rank: whoever waits, and the background thread when nobody does.
 //!
-//! Every set is advanced under its own lock, held for at most a chunk of work and never while waiting, so a stalled set
+//! Every set, and every communicator's queue, is advanced under its own lock, held for at most a chunk of work and never while waiting, so a stalled set
 //! delays no other. A thread that waits for a handle drives all active sets itself; the background thread sleeps
 //! meanwhile. With nothing to do, nobody polls and nobody wakes. README.md argues that no wake-up is lost.
 
@@ -10,16 +10,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::set::NamedSet;
 use crate::engine::{Idle, Port, Step};
 use crate::error::{Error, Result};
 use crate::os::sync::{AtomicU32, fence};
 use crate::os::{futex, time};
 
+/// Something with operations in flight: a named set, or a communicator's queue.
+pub(crate) trait Driven: Send + Sync {
+    /// Advances it unless another thread is doing so. Returns what it came to, and when to look again.
+    fn try_poll(self: Arc<Self>, now: Duration) -> Option<(Step, Option<Duration>)>;
+
+    /// Somebody waits: for a while, hears what the others have to say and speaks for them, as every leader must.
+    fn attend(self: Arc<Self>);
+
+    /// Ends every operation in flight with `error`.
+    fn shut(self: Arc<Self>, error: &Error);
+}
+
 /// Says that a thread of kolo itself panicked.
 pub(crate) type OnPanic = Box<dyn Fn(&str) + Send + Sync>;
 
-/// Advances the named sets of one rank.
+/// Advances the sets and queues of one rank.
 pub(crate) struct Driver {
     port: Arc<Port>,
     clock: Clock,
@@ -27,9 +38,9 @@ pub(crate) struct Driver {
     born: Duration,
     on_panic: OnPanic,
     /// Every set, for the end.
-    sets: Mutex<Vec<Weak<NamedSet>>>,
+    sets: Mutex<Vec<Weak<dyn Driven>>>,
     /// The sets with something to do. A set that its user has dropped lives on in here until it has done it.
-    active: Mutex<Vec<Arc<NamedSet>>>,
+    active: Mutex<Vec<Arc<dyn Driven>>>,
     /// How many sets are active.
     busy: AtomicUsize,
     /// Threads that wait for a handle and drive meanwhile.
@@ -150,23 +161,23 @@ impl Driver {
     }
 
     /// Knows `set` from now on.
-    pub(crate) fn adopt(&self, set: &Arc<NamedSet>) {
+    pub(crate) fn adopt(&self, set: Weak<dyn Driven>) {
         let mut sets = lock(&self.sets);
         sets.retain(|set| set.strong_count() > 0);
-        sets.push(Arc::downgrade(set));
+        sets.push(set);
     }
 
     /// `set` has something to do. Under its lock.
-    pub(super) fn activate(&self, set: &Arc<NamedSet>) {
+    pub(super) fn activate(&self, set: Arc<dyn Driven>) {
         let mut active = lock(&self.active);
-        active.push(Arc::clone(set));
+        active.push(set);
         self.busy.store(active.len(), Ordering::SeqCst);
     }
 
     /// `set` has nothing to do any more. Under its lock, by a caller that has a reference of its own.
-    pub(super) fn retire(&self, set: &Arc<NamedSet>) {
+    pub(super) fn retire(&self, set: &dyn Driven) {
         let mut active = lock(&self.active);
-        active.retain(|other| !Arc::ptr_eq(other, set));
+        active.retain(|other| !std::ptr::addr_eq(Arc::as_ptr(other), set));
         self.busy.store(active.len(), Ordering::SeqCst);
     }
 
@@ -209,7 +220,7 @@ impl Driver {
         }
     }
 
-    fn sets(&self) -> Vec<Arc<NamedSet>> {
+    fn sets(&self) -> Vec<Arc<dyn Driven>> {
         lock(&self.sets).iter().filter_map(Weak::upgrade).collect()
     }
 
@@ -217,7 +228,7 @@ impl Driver {
     ///
     /// # Errors
     /// The system has no thread to give.
-    pub(super) fn start(self: &Arc<Self>) -> Result<()> {
+    pub(crate) fn start(self: &Arc<Self>) -> Result<()> {
         #[cfg(test)]
         if let Clock::Virtual(_) = self.clock {
             return Ok(());
@@ -237,14 +248,13 @@ impl Driver {
     /// Advances every active set that no other thread is advancing, once. `sets` is a buffer to reuse.
     ///
     /// Returns whether anything moved, and when a set wants to be looked at again at the latest.
-    fn drive(&self, sets: &mut Vec<Arc<NamedSet>>) -> (bool, Option<Duration>) {
+    fn drive(&self, sets: &mut Vec<Arc<dyn Driven>>) -> (bool, Option<Duration>) {
         // Copied out: none of them is advanced, or dropped, under the list's lock.
-        sets.clear();
         sets.extend(lock(&self.active).iter().cloned());
         let now = self.now();
         let mut moved = false;
         let mut wake_at: Option<Duration> = None;
-        for set in sets.iter() {
+        for set in sets.drain(..) {
             if let Some((step, at)) = set.try_poll(now) {
                 moved |= step != Step::Pending;
                 wake_at = [wake_at, at].into_iter().flatten().min();
@@ -322,7 +332,6 @@ impl Driver {
             self.heed_summons();
             if self.busy.load(Ordering::SeqCst) == 0 || self.waiters.load(Ordering::SeqCst) > 0 {
                 idle = Idle::default();
-                sets.clear();
                 // A waiter that found a set locked by this thread may have gone to sleep meanwhile.
                 self.port.control.bells().ring(self.port.control.me());
                 self.sleep_until_needed();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::{Entry, Flight, Handle, Landing, NamedSet, Uneven, wait};
+use super::{Entry, Flight, Handle, Landing, NamedSet, Uneven, Way, wait};
 use crate::coordinator::{Event, Group, JOIN, Kind, Request, Ticket};
 use crate::engine::Pieces;
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ impl NamedSet {
     /// Joins; the handle waits until all ranks have.
     pub(crate) fn join_async(self: &Arc<Self>, deadline: Option<Duration>) -> Result<Handle<usize>> {
         let (ticket, flight, last) = self.begin_join(deadline, false)?;
-        Ok(Handle { set: Arc::clone(self), ticket, flight, result: last })
+        Ok(Handle { way: Way::Named(Arc::clone(self), ticket), flight, result: last })
     }
 
     fn begin_join(

@@ -1,15 +1,18 @@
-//! Named operations in flight: handles, scopes, and who advances them.
+//! Operations in flight: handles, scopes, and who advances them.
 
 mod call;
 mod core;
 mod driver;
 mod flight;
 mod join;
+mod line;
+mod queue;
 mod running;
 mod scope;
 mod session;
 mod set;
 mod status;
+mod task;
 #[cfg(test)]
 mod tests;
 mod tickets;
@@ -21,22 +24,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use call::Options;
-pub(crate) use call::{Call, Memory, row_of};
+pub(crate) use call::{Call, FIT, Memory, misfit, row_of};
 pub(crate) use driver::Driver;
 pub(crate) use flight::Flight;
+pub(crate) use line::{FAILED, Line};
+pub(crate) use queue::{LaneOf, Queue};
 pub use scope::{Scope, ScopedHandle};
 pub(crate) use session::Session;
 pub(crate) use set::NamedSet;
 pub use status::{PendingTensor, Status};
+pub(crate) use task::Collectively;
 pub(crate) use tickets::{Entry, Landing, Uneven};
 
 use crate::coordinator::Ticket;
 use crate::error::{Error, Result};
 use crate::tensor::GiveBack;
 
-/// A named operation in flight that owns its tensor, and gives it, or what it made of it, back when it has ended.
+/// An operation in flight that owns its tensor, and gives it, or what it made of it, back when it has ended.
 ///
-/// The tensor cannot be touched meanwhile: the handle has it.
+/// The tensor cannot be touched meanwhile: the handle has it. It may be waited for on any thread, and after the set or
+/// communicator of the operation was dropped.
 ///
 /// Dropping a handle does not stop the operation: the other ranks count on it. It runs to its end, and the tensor is
 /// dropped then. A leaked handle leaks nothing but itself and its tensor.
@@ -65,10 +72,35 @@ use crate::tensor::GiveBack;
 /// ```
 #[must_use = "the result comes from `wait`"]
 pub struct Handle<B> {
-    pub(crate) set: Arc<NamedSet>,
-    pub(crate) ticket: Ticket,
+    pub(crate) way: Way,
     pub(crate) flight: Arc<Flight>,
     pub(crate) result: Arc<dyn GiveBack<B>>,
+}
+
+/// Whose operation it is.
+pub(crate) enum Way {
+    /// Agreed on by name.
+    Named(Arc<NamedSet>, Ticket),
+    /// Of a communicator: it has its place in the order.
+    Ordered(Arc<Queue>),
+}
+
+impl Way {
+    fn driver(&self) -> &Arc<Driver> {
+        match self {
+            Self::Named(set, _) => &set.driver,
+            Self::Ordered(queue) => queue.driver(),
+        }
+    }
+
+    /// Somebody begins to wait, and drives from here on.
+    fn urge(&self) {
+        match self {
+            Self::Named(set, ticket) => set.urge(*ticket),
+            // In its turn, as always.
+            Self::Ordered(_) => {}
+        }
+    }
 }
 
 /// What [`Handle::wait_timeout`] came to.
@@ -88,7 +120,7 @@ impl<B> fmt::Debug for Handle<B> {
 }
 
 impl<B> Handle<B> {
-    /// The tensor's name.
+    /// The tensor's name; of a communicator's operation, what it does and its number among the asynchronous ones.
     #[must_use]
     pub fn name(&self) -> &str {
         self.flight.name()
@@ -109,7 +141,15 @@ impl<B> Handle<B> {
     /// [`Error::Timeout`] at the deadline, the first failure of the job. The tensor is dropped then; its elements
     /// would be unspecified.
     pub fn wait(self) -> Result<B> {
-        wait(&self.set, self.ticket, &self.flight)?;
+        match &self.way {
+            Way::Named(set, ticket) => wait(set, *ticket, &self.flight)?,
+            Way::Ordered(queue) => loop {
+                if let Some(outcome) = self.flight.outcome() {
+                    break outcome?;
+                }
+                queue.driver().wait(|| self.flight.is_over(), Duration::MAX)?;
+            },
+        }
         self.take()
     }
 
@@ -119,9 +159,9 @@ impl<B> Handle<B> {
     /// As [`wait`](Self::wait).
     pub fn wait_timeout(self, timeout: Duration) -> Result<Waited<B>> {
         if !self.flight.is_over() {
-            self.set.urge(self.ticket);
+            self.way.urge();
         }
-        self.set.driver.wait(|| self.flight.is_over(), timeout)?;
+        self.way.driver().wait(|| self.flight.is_over(), timeout)?;
         match self.flight.outcome() {
             None => Ok(Waited::Pending(self)),
             Some(outcome) => outcome.and_then(|()| self.take()).map(Waited::Done),
@@ -132,10 +172,15 @@ impl<B> Handle<B> {
     /// such as an allgather, have nothing to give back.
     ///
     /// If the ranks have not agreed to run it yet, the name is withdrawn: the peers go on to wait for this rank to submit
-    /// it again. After that it is too late, and the set is poisoned: every later operation of it fails, on every rank.
+    /// it again. After that it is too late, and the set is poisoned: every later operation of it fails, on every rank. An
+    /// operation of a communicator has its place in the order from the start: it is always too late, and the communicator
+    /// ends with it.
     pub fn cancel(self) -> Option<B> {
         if !self.flight.is_over() {
-            self.set.cancel(self.ticket);
+            match &self.way {
+                Way::Named(set, ticket) => set.cancel(*ticket),
+                Way::Ordered(queue) => queue.cancel(&self.flight),
+            }
         }
         if matches!(self.flight.outcome(), Some(Ok(()))) { self.result.take() } else { self.result.cancelled() }
     }

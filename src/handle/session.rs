@@ -1,4 +1,4 @@
-//! A rank's named sets and what advances them, for as long as somebody holds on to the rank.
+//! A rank's sets and communicators, and what advances them, for as long as somebody holds on to the rank.
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,6 +35,16 @@ impl Session {
         Arc::new(Self { ground, driver, pid: std::process::id() })
     }
 
+    /// What advances the operations of this rank.
+    pub(crate) fn driver(&self) -> &Arc<Driver> {
+        &self.driver
+    }
+
+    /// Whether this is a child that the process forked: nothing of the rank is its own.
+    pub(crate) fn is_forked(&self) -> bool {
+        self.pid != std::process::id()
+    }
+
     /// Named operations over a set that was built for negotiation.
     pub(crate) fn named(&self, built: Built) -> Result<Arc<NamedSet>> {
         let config = &self.ground.job.config;
@@ -56,9 +66,10 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.pid != std::process::id() {
+        if self.is_forked() {
             return;
         }
+        // Communicators hold on to this: none is left.
         let error = "the last Kolo of this rank was dropped while the operation was in flight; wait for it first";
         self.driver.shut_down(&Error::Poisoned(error.into()));
     }

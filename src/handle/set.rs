@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::core::{Core, LINGER};
-use super::driver::Driver;
+use super::driver::{Driven, Driver};
 use super::status::Status;
 use super::tickets::{Entry, Tickets};
 use crate::coordinator::{Event, Kind, Params, Request, Spec, Ticket};
@@ -35,7 +35,7 @@ impl NamedSet {
         let tickets = Tickets::new(Arc::clone(&driver.port().sink), driver.born());
         let core = Core::new(tickets, built, params)?;
         let set = Arc::new(Self { driver, team, id, core: Mutex::new(core) });
-        set.driver.adopt(&set);
+        set.driver.adopt(Arc::downgrade(&set) as _);
         if set.speaks() {
             // A summons reaches the background thread alone.
             set.driver.start()?;
@@ -274,7 +274,7 @@ impl NamedSet {
         // Under the core's lock, so that the driver's list and the flag change together.
         if active != core.active {
             core.active = active;
-            if active { self.driver.activate(self) } else { self.driver.retire(self) }
+            if active { self.driver.activate(Arc::clone(self) as _) } else { self.driver.retire(&**self) }
         }
         drop(core);
         if ended > 0 {
@@ -284,5 +284,19 @@ impl NamedSet {
         // Tensors whose handles are gone: dropping them is user code.
         drop(spent);
         ended > 0
+    }
+}
+
+impl Driven for NamedSet {
+    fn try_poll(self: Arc<Self>, now: Duration) -> Option<(Step, Option<Duration>)> {
+        Self::try_poll(&self, now)
+    }
+
+    fn attend(self: Arc<Self>) {
+        Self::attend(&self);
+    }
+
+    fn shut(self: Arc<Self>, error: &Error) {
+        Self::shut(&self, error);
     }
 }

@@ -22,10 +22,10 @@ impl Kolo {
     /// # Errors
     /// On every rank: a host without shared memory left, a rank that does not come before the deadline.
     pub fn communicator(&self) -> Result<Communicator> {
-        let ground = &self.world().session.ground;
+        let session = &self.world().session;
         let all = (0..self.size() as u32).collect();
-        let built = ground.build(all, false, &mut |bytes| self.job.allgather(bytes))?;
-        Ok(Communicator::new(Arc::clone(ground), built))
+        let built = session.ground.build(all, false, &mut |bytes| self.job.allgather(bytes))?;
+        Ok(Communicator::new(Arc::clone(session), built))
     }
 
     /// Returns once every rank has called it.

@@ -1,6 +1,7 @@
-//! Named operations over the shipping code: random programs from seeds, and single scenarios.
+//! Operations in flight over the shipping code: random programs from seeds, and single scenarios.
 
 mod data;
+mod queue;
 mod scenarios;
 mod world;
 

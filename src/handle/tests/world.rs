@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::{Call, Driver, Flight, Handle, Landing, Memory, NamedSet, Options, Uneven};
+use super::super::{Call, Driver, Flight, Handle, Landing, Memory, NamedSet, Options, Uneven, Way};
 use super::data::{DTYPES, Data, draw, reference};
 use crate::coordinator::{Kind, Params, Ticket};
 use crate::engine::testing::{Random, Shape};
@@ -232,6 +232,13 @@ fn begin_moves(set: &Arc<NamedSet>, name: &str, plan: &Plan, values: Vec<f32>) -
     set.handle(name, &call, Memory { uneven, hold: Some(hold as _), ..Memory::of(pieces) }, result)
 }
 
+fn ticket<B>(handle: &Handle<B>) -> Ticket {
+    match handle.way {
+        Way::Named(_, ticket) => ticket,
+        Way::Ordered(_) => panic!("a named operation"),
+    }
+}
+
 pub(super) struct World {
     seed: u64,
     random: Random,
@@ -371,7 +378,7 @@ impl World {
             Data::F32(values) if own.kind.has_own_rows() => {
                 let handle = begin_moves(&rank.set, &text, &own, values.clone());
                 handle.map(|handle| InFlight {
-                    ticket: handle.ticket,
+                    ticket: ticket(&handle),
                     flight: Arc::clone(&handle.flight),
                     buffer: Buffer::Blocks(handle),
                 })
@@ -380,7 +387,7 @@ impl World {
                 let handle = rank.set.owned(&text, own.kind, values.clone(), options);
                 let drops = self.random.below(4) == 0;
                 handle.map(|handle| InFlight {
-                    ticket: handle.ticket,
+                    ticket: ticket(&handle),
                     flight: Arc::clone(&handle.flight),
                     buffer: if drops { Buffer::Gone } else { Buffer::Owned(handle) },
                 })

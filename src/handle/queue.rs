@@ -1,0 +1,442 @@
+//! The operations in flight of one communicator, in the order in which they were submitted.
+//!
+//! README.md, "a communicator's operations", says who has the line when, and what becomes of operations at each end.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use super::core::{LINGER, UNDER_WAY};
+use super::driver::{Driven, Driver};
+use super::flight::Flight;
+use super::line::{Line, refusal};
+use super::task::{Collectively, Task};
+use super::{Handle, Way};
+use crate::engine::{Patience, Port, Step};
+use crate::error::{Error, Result};
+use crate::tensor::GiveBack;
+
+/// What keeps an owned tensor alive.
+type Keep = Arc<dyn Send + Sync>;
+
+/// A communicator's operations in flight. Its lock is held for at most a chunk of work a lane, and never while waiting.
+pub(crate) struct Queue {
+    driver: Arc<Driver>,
+    /// Operations that have not ended. Changes under the lock.
+    pending: AtomicUsize,
+    core: Mutex<Core>,
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("pending", &self.pending).finish_non_exhaustive()
+    }
+}
+
+/// Which operations run one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LaneOf {
+    Collectives,
+    /// Messages to a rank.
+    To(usize),
+    /// Messages from a rank.
+    From(usize),
+}
+
+struct Core {
+    /// Absent while the communicator has it.
+    line: Option<Box<Line>>,
+    lanes: Vec<Lane>,
+    /// Operations submitted so far.
+    submitted: u64,
+    /// Whether the driver has this queue among what has something to do.
+    active: bool,
+    over: Option<Over>,
+    /// Operations that have ended since this was last asked, and what kept their memory alive.
+    ended: usize,
+    spent: Vec<Keep>,
+}
+
+struct Lane {
+    of: LaneOf,
+    /// The first of them runs.
+    queued: VecDeque<Queued>,
+    patience: Patience,
+}
+
+struct Queued {
+    flight: Arc<Flight>,
+    task: Box<dyn Task>,
+    begun: bool,
+    hold: Option<Keep>,
+}
+
+/// However an operation leaves the queue, its flight ends: nobody waits for what does not exist any more.
+impl Drop for Queued {
+    fn drop(&mut self) {
+        if !self.flight.is_over() {
+            let error = "kolo lost this operation; that is a bug, please report it";
+            self.flight.finish(Err(Error::Poisoned(error.into())));
+        }
+    }
+}
+
+/// The end of the communicator.
+struct Over {
+    /// What later submissions get.
+    error: Error,
+    /// Whether the other hosts know, and how long it is worth trying to tell them.
+    told: bool,
+    linger_until: Duration,
+}
+
+impl Queue {
+    pub(crate) fn new(driver: Arc<Driver>) -> Arc<Self> {
+        let core = Core {
+            line: None,
+            lanes: Vec::new(),
+            submitted: 0,
+            active: false,
+            over: None,
+            ended: 0,
+            spent: Vec::new(),
+        };
+        let queue = Arc::new(Self { driver, pending: AtomicUsize::new(0), core: Mutex::new(core) });
+        queue.driver.adopt(Arc::downgrade(&queue) as _);
+        queue
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(|poisoned| self.condemn(poisoned))
+    }
+
+    /// A thread panicked inside the lock, a defect of kolo: what is in there is half done, so the communicator ends.
+    #[cold]
+    fn condemn<'a>(&self, poisoned: PoisonError<MutexGuard<'a, Core>>) -> MutexGuard<'a, Core> {
+        let mut core = poisoned.into_inner();
+        let error =
+            "kolo panicked while it advanced an operation of this communicator; that is a bug, please report it";
+        core.end_all(&Error::Poisoned(error.into()), None, self.driver.now());
+        self.core.clear_poison();
+        self.driver.ended(1);
+        core
+    }
+
+    /// Whoever waits for the communicator's operations does it here.
+    pub(super) fn driver(&self) -> &Arc<Driver> {
+        &self.driver
+    }
+
+    /// Takes in what the operations run on.
+    pub(crate) fn admit(self: &Arc<Self>, mut line: Box<Line>) {
+        let now = self.driver.now();
+        let mut core = self.lock();
+        if std::mem::take(&mut line.refused) {
+            core.push(LaneOf::Collectives, Queued::refusal(true), now);
+        }
+        core.line = Some(line);
+        self.release(core, now);
+    }
+
+    /// Submits an operation whose result `result` gives back. Its memory is the queue's until its flight is over.
+    ///
+    /// # Errors
+    /// What ended the communicator. All else comes from the handle.
+    pub(crate) fn submit<R>(
+        self: &Arc<Self>,
+        of: LaneOf,
+        what: &str,
+        task: Box<dyn Task>,
+        hold: Option<Keep>,
+        result: Arc<dyn GiveBack<R>>,
+    ) -> Result<Handle<R>> {
+        let now = self.driver.now();
+        let mut core = self.lock();
+        if let Some(over) = &core.over {
+            let error = over.error.clone();
+            drop(core);
+            return Err(error);
+        }
+        core.submitted += 1;
+        let flight = Arc::new(Flight::new(&format!("{what} {}", core.submitted)));
+        let queued = Queued { flight: Arc::clone(&flight), task, begun: false, hold };
+        self.enter(core, of, queued, now);
+        Ok(Handle { way: Way::Ordered(Arc::clone(self)), flight, result })
+    }
+
+    /// Takes this rank's turn with a call that it cannot make.
+    pub(crate) fn refuse(self: &Arc<Self>) {
+        let core = self.lock();
+        if core.over.is_none() {
+            self.enter(core, LaneOf::Collectives, Queued::refusal(false), self.driver.now());
+        }
+    }
+
+    fn enter(self: &Arc<Self>, mut core: MutexGuard<'_, Core>, of: LaneOf, queued: Queued, now: Duration) {
+        core.push(of, queued, now);
+        // The peers learn of it now, and what is quick is done. A worker of rayon does not poll.
+        if rayon::current_thread_index().is_none() {
+            core.poll(now, self.driver.port());
+        }
+        self.release(core, now);
+        self.driver.hand_over();
+    }
+
+    /// Waits until nothing is in flight, and takes out what operations run on.
+    ///
+    /// # Errors
+    /// The job's first failure.
+    pub(crate) fn take_line(self: &Arc<Self>) -> Result<Box<Line>> {
+        self.driver.wait(|| self.pending.load(Ordering::SeqCst) == 0, Duration::MAX)?;
+        let now = self.driver.now();
+        let mut core = self.lock();
+        let line = core.line.take();
+        self.release(core, now);
+        line.ok_or_else(|| Error::Poisoned("kolo lost this communicator; that is a bug, please report it".into()))
+    }
+
+    /// The communicator is dropped: waits until all its operations have ended, or ends them if it is dropped by a panic.
+    pub(crate) fn close(self: &Arc<Self>, unwinding: bool) {
+        let mut error = Error::Poisoned("its communicator was dropped by a panic".into());
+        if !unwinding {
+            // The job's first failure, if anything, ends them below.
+            match self.driver.wait(|| self.pending.load(Ordering::SeqCst) == 0, Duration::MAX) {
+                Ok(_) => {}
+                Err(failure) => error = failure,
+            }
+        }
+        let now = self.driver.now();
+        let mut core = self.lock();
+        if core.pending() > 0 {
+            core.end_all(&error, None, now);
+        }
+        let line = core.line.take();
+        let tells = core.over.as_ref().is_some_and(|over| !over.told);
+        self.release(core, now);
+        if let Some(mut line) = line.filter(|_| tells) {
+            line.take_leave();
+        }
+    }
+
+    /// Gives an operation up, and the communicator with it, on every rank. Its memory is not touched any more.
+    pub(super) fn cancel(self: &Arc<Self>, flight: &Flight) {
+        let now = self.driver.now();
+        let mut core = self.lock();
+        if !flight.is_over() {
+            let text = format!("'{}' was given up while other ranks count on it{ADVICE}", flight.name());
+            core.end_all(&Error::Poisoned(text.into()), None, now);
+        }
+        self.release(core, now);
+        self.driver.hand_over();
+    }
+
+    /// Advances the operations unless another thread is doing so. Returns what it came to, and when to look again.
+    pub(super) fn try_poll(self: &Arc<Self>, now: Duration) -> Option<(Step, Option<Duration>)> {
+        let mut core = match self.core.try_lock() {
+            Ok(core) => core,
+            Err(TryLockError::Poisoned(poisoned)) => self.condemn(poisoned),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        if !core.active {
+            return Some((Step::Pending, None));
+        }
+        let moved = core.poll(now, self.driver.port());
+        let wake_at = core.expects_messages().then(|| now + UNDER_WAY);
+        let ended = self.release(core, now);
+        Some((if moved || ended { Step::Progress } else { Step::Pending }, wake_at))
+    }
+
+    #[cfg(test)]
+    pub(super) fn panic_inside(&self) {
+        let _core = self.lock();
+        panic!("on purpose, with the lock");
+    }
+
+    /// Lets go of the core: accounts for what happened in there. Returns whether operations have ended.
+    fn release(self: &Arc<Self>, mut core: MutexGuard<'_, Core>, now: Duration) -> bool {
+        let (ended, spent) = (std::mem::take(&mut core.ended), std::mem::take(&mut core.spent));
+        self.pending.store(core.pending(), Ordering::SeqCst);
+        let active = !core.is_idle(now);
+        // Under the core's lock, so that the driver's list and the flag change together.
+        if active != core.active {
+            core.active = active;
+            let queue = Arc::clone(self) as Arc<dyn Driven>;
+            if active { self.driver.activate(queue) } else { self.driver.retire(&*queue) }
+        }
+        drop(core);
+        self.driver.ended(ended);
+        // Tensors whose handles are gone: dropping them is user code.
+        drop(spent);
+        ended > 0
+    }
+}
+
+impl Driven for Queue {
+    fn try_poll(self: Arc<Self>, now: Duration) -> Option<(Step, Option<Duration>)> {
+        Self::try_poll(&self, now)
+    }
+
+    /// Only operations in flight here have something to say to other hosts.
+    fn attend(self: Arc<Self>) {}
+
+    fn shut(self: Arc<Self>, error: &Error) {
+        let now = self.driver.now();
+        let mut core = self.lock();
+        if core.pending() > 0 {
+            core.end_all(error, None, now);
+        }
+        self.release(core, now);
+    }
+}
+
+impl Queued {
+    /// The place of a refused call. Nobody waits for it, or hears of the mismatch that it is for.
+    fn refusal(begun: bool) -> Self {
+        Self {
+            flight: Arc::new(Flight::new("a refused call")),
+            task: Box::new(Collectively::One(Some(refusal()))),
+            begun,
+            hold: None,
+        }
+    }
+}
+
+impl Lane {
+    /// Begins the first operation, or moves it on.
+    fn step(&mut self, line: &mut Line, now: Duration, port: &Port) -> Result<Step> {
+        let Some(first) = self.queued.front_mut() else { return Ok(Step::Pending) };
+        if !std::mem::replace(&mut first.begun, true) {
+            self.patience = Patience::default();
+            self.patience.renew(now);
+            first.task.begin(line)?;
+        }
+        let step = first.task.poll(line)?;
+        if step == Step::Pending {
+            if self.patience.is_stalled(now) {
+                first.task.stalled(line, Instant::now())?;
+            }
+            self.patience.check(port, now, || first.task.waits_for(line))?;
+        } else {
+            self.patience.renew(now);
+        }
+        Ok(step)
+    }
+}
+
+impl Core {
+    /// Operations that have not ended.
+    fn pending(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.queued.len()).sum()
+    }
+
+    /// Whether no poll could do anything.
+    fn is_idle(&self, now: Duration) -> bool {
+        let told = self.over.as_ref().is_none_or(|over| over.told || now >= over.linger_until);
+        self.pending() == 0 && (told || self.line.is_none())
+    }
+
+    fn expects_messages(&self) -> bool {
+        let Some(line) = &self.line else { return false };
+        let firsts = self.lanes.iter().filter_map(|lane| lane.queued.front());
+        self.over.is_some() || firsts.into_iter().any(|first| first.task.expects_messages(line))
+    }
+
+    fn push(&mut self, of: LaneOf, queued: Queued, now: Duration) {
+        let lane = match self.lanes.iter().position(|lane| lane.of == of) {
+            Some(lane) => &mut self.lanes[lane],
+            None => {
+                let mut patience = Patience::default();
+                patience.renew(now);
+                self.lanes.push(Lane { of, queued: VecDeque::new(), patience });
+                let last = self.lanes.len() - 1;
+                &mut self.lanes[last]
+            }
+        };
+        lane.queued.push_back(queued);
+    }
+
+    /// One step of every lane. Returns whether anything moved.
+    fn poll(&mut self, now: Duration, port: &Port) -> bool {
+        let Some(line) = &mut self.line else { return false };
+        if let Some(over) = &mut self.over {
+            over.told = over.told || line.channel.take_leave();
+            return false;
+        }
+        if self.lanes.is_empty() {
+            return false;
+        }
+        if let Err(failure) = port.check() {
+            self.end_all(&failure, None, now);
+            return true;
+        }
+        let mut moved = false;
+        for at in 0..self.lanes.len() {
+            let Some(line) = &mut self.line else { return moved };
+            match self.lanes[at].step(line, now, port) {
+                Ok(Step::Pending) => continue,
+                Ok(Step::Progress) => {}
+                Ok(Step::Ready(())) => self.end_first(at, Ok(())),
+                Err(error @ Error::Mismatch(_)) => self.end_first(at, Err(error)),
+                Err(error) => {
+                    self.end_all(&error, Some(at), now);
+                    return true;
+                }
+            }
+            moved = true;
+        }
+        self.lanes.retain(|lane| !lane.queued.is_empty());
+        moved
+    }
+
+    /// Ends the first operation of a lane. Nothing touches its memory any more.
+    fn end_first(&mut self, at: usize, result: Result<()>) {
+        if let Some(queued) = self.lanes[at].queued.pop_front() {
+            self.end(queued, result);
+        }
+    }
+
+    fn end(&mut self, mut queued: Queued, result: Result<()>) {
+        queued.flight.finish(result);
+        self.ended += 1;
+        self.spent.extend(queued.hold.take());
+    }
+
+    /// Ends the communicator with `error` of the first operation of the lane `at`, or of none, here and on the peers: no memory
+    /// of any operation is touched any more.
+    fn end_all(&mut self, error: &Error, at: Option<usize>, now: Duration) {
+        let others = for_others(error);
+        if let Some(line) = &mut self.line {
+            // First: the flights' owners may touch the memory as soon as they see that the flights are over.
+            line.give_up(error);
+            if line.channel.poisoned().is_none() {
+                line.channel.give_up(error.clone());
+            }
+        }
+        self.over.get_or_insert_with(|| Over {
+            error: others.clone(),
+            told: matches!(error, Error::Failed(_)),
+            linger_until: now + LINGER,
+        });
+        for (index, lane) in std::mem::take(&mut self.lanes).into_iter().enumerate() {
+            for (place, queued) in lane.queued.into_iter().enumerate() {
+                let own = place == 0 && at == Some(index);
+                self.end(queued, Err(if own { error.clone() } else { others.clone() }));
+            }
+        }
+    }
+}
+
+/// What `error`, which ended the communicator, is to the operations that it does not speak of.
+fn for_others(error: &Error) -> Error {
+    if let Error::Failed(_) = error {
+        return error.clone();
+    }
+    let text = format!("an earlier operation of this communicator failed: {error}");
+    let advice = if text.ends_with(ADVICE) { "" } else { ADVICE };
+    Error::Poisoned((text + advice).into())
+}
+
+/// What to do about it.
+const ADVICE: &str = "; make a new one on every rank";
