@@ -380,7 +380,7 @@ mpi_test!(
     }
 );
 
-/// The operations of a communicator move on while the ranks compute: none waits for one before the last has ended.
+// The operations of a communicator move on while the ranks compute: none waits for one before the last has ended.
 mpi_test!(
     operations_go_on_while_ranks_compute,
     np = [2, 3],
