@@ -222,11 +222,11 @@ impl Communicator {
     }
 }
 
-/// Waits until everything asynchronous has ended; a panic gives it up.
+/// Waits until everything asynchronous has ended; a panic does not.
 impl Drop for Communicator {
     fn drop(&mut self) {
         if let Some(queue) = self.queue.take().filter(|_| !self.session.is_forked()) {
-            queue.close(std::thread::panicking());
+            if std::thread::panicking() { queue.leave() } else { queue.close() }
         }
     }
 }

@@ -126,6 +126,36 @@ mpi_test!(
     }
 );
 
+/// Programs of ranks that are threads, on one host and on several: rank, seed and spread decide what is dropped and who waits.
+#[test]
+fn ranks_that_are_threads() {
+    let program = |kolo: &Kolo, seed: u64| {
+        let mut world = kolo.communicator()?;
+        let mut program = Program::new(kolo, seed);
+        let mut waiting: Vec<Waiting> = Vec::new();
+        for step in 0..30 {
+            waiting.extend(program.submit(&mut world)?);
+            // Each rank for itself: the others need not know.
+            match (seed as usize + step * 7 + kolo.rank() * 3) % 10 {
+                0 => drop(waiting.pop()),
+                1 => waiting.drain(..).rev().try_for_each(|wait| wait())?,
+                _ => {}
+            }
+        }
+        drop(world);
+        waiting.into_iter().try_for_each(|wait| wait())
+    };
+    for seed in 0..6 {
+        for hosts in [vec![1], vec![2], vec![5], vec![1, 1], vec![2, 1], vec![2, 2]] {
+            let ranks = hosts.iter().sum();
+            let seed = 300 + seed * 10 + ranks as u64;
+            let builder = kolo::Builder::new().hosts(hosts.clone());
+            let outcomes = builder.threads(ranks, |kolo| program(kolo, seed)).expect("nobody failed");
+            assert!(outcomes.iter().all(Result::is_ok), "seed {seed} on {hosts:?}: {outcomes:?}");
+        }
+    }
+}
+
 /// How an operation ended that a rank called otherwise than the rest.
 fn differs<B: std::fmt::Debug>(kolo: &Kolo, odd: usize, local: bool, outcome: Result<B>, text: &str) {
     match outcome {

@@ -197,20 +197,24 @@ impl Queue {
         line.ok_or_else(|| Error::Poisoned("kolo lost this communicator; that is a bug, please report it".into()))
     }
 
-    /// The communicator is dropped: waits until all its operations have ended, or ends them if it is dropped by a panic.
-    pub(crate) fn close(self: &Arc<Self>, unwinding: bool) {
-        let mut error = Error::Poisoned("its communicator was dropped by a panic".into());
-        if !unwinding {
-            // The job's first failure, if anything, ends them below.
-            match self.driver.wait(|| self.pending.load(Ordering::SeqCst) == 0, Duration::MAX) {
-                Ok(_) => {}
-                Err(failure) => error = failure,
-            }
-        }
+    /// The communicator is dropped: waits until all its operations have ended.
+    pub(crate) fn close(self: &Arc<Self>) {
+        let ended = self.driver.wait(|| self.pending.load(Ordering::SeqCst) == 0, Duration::MAX);
+        self.end(&ended.err().unwrap_or_else(|| Error::Poisoned("its communicator was dropped".into())));
+    }
+
+    /// The communicator is dropped by a panic, which must not wait: what is in flight goes on without it. Its peers are not told
+    /// to stop: they are to hear of the panic, and of nothing that follows from it.
+    pub(crate) fn leave(self: &Arc<Self>) {
+        self.driver.hand_over();
+    }
+
+    /// Ends every operation in flight with `error`, and lets go of everything shared.
+    fn end(self: &Arc<Self>, error: &Error) {
         let now = self.driver.now();
         let mut core = self.lock();
         if core.pending() > 0 {
-            core.end_all(&error, None, now);
+            core.end_all(error, None, now);
         }
         let line = core.line.take();
         let tells = core.over.as_ref().is_some_and(|over| !over.told);
@@ -282,12 +286,7 @@ impl Driven for Queue {
     fn attend(self: Arc<Self>) {}
 
     fn shut(self: Arc<Self>, error: &Error) {
-        let now = self.driver.now();
-        let mut core = self.lock();
-        if core.pending() > 0 {
-            core.end_all(error, None, now);
-        }
-        self.release(core, now);
+        self.end(error);
     }
 }
 

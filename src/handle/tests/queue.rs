@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::super::driver;
 use super::super::{Collectively, Driver, Handle, LaneOf, Line, Queue};
 use crate::engine::testing::{Random, Shape};
 use crate::engine::{Built, Channel, Collective, Operation, Step};
@@ -268,15 +269,30 @@ fn the_line_comes_home_when_nothing_is_in_flight() {
 }
 
 #[test]
-fn a_queue_that_is_closed_by_a_panic_ends_what_is_in_flight() {
+fn what_a_panic_leaves_in_flight_goes_on() {
     for hosts in [&[2][..], &[1, 1]] {
         let mut ranks = Ranks::new(hosts, 8);
         let (own, other) = (ranks.ones(0, 5000), ranks.ones(1, 5000));
-        ranks.queues[0].close(true);
-        let Err(Error::Poisoned(text)) = own.wait() else { panic!("it is over") };
-        assert!(text.contains("dropped by a panic"), "{text}");
+        ranks.queues[0].leave();
+        ranks.until(|| own.poll() && other.poll());
+        assert!(own.wait().is_ok() && other.wait().is_ok());
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_ends_what_is_in_flight() {
+    for hosts in [&[2][..], &[1, 1]] {
+        let mut ranks = Ranks::new(hosts, 8);
+        let (own, behind, other) = (ranks.ones(0, 5000), ranks.ones(0, 1), ranks.ones(1, 5000));
+        driver::Driven::shut(Arc::clone(&ranks.queues[0]), &Error::Poisoned("the rank leaves".into()));
+        for handle in [own, behind] {
+            let Err(Error::Poisoned(text)) = handle.wait() else { panic!("it is over") };
+            assert!(text.contains("the rank leaves"), "{text}");
+        }
+        assert_eq!(ranks.queues[0].driver().busy(), 0, "there is nothing left to poll");
         ranks.until(|| other.poll());
-        assert!(matches!(other.wait(), Err(Error::Poisoned(_))));
+        let Err(Error::Poisoned(text)) = other.wait() else { panic!("rank 0 is gone") };
+        assert!(text.contains("rank 0") && text.contains("the rank leaves"), "{text}");
     }
 }
 
