@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use kolo::optim::{
     DistributedOptimizer, DistributedOptions, MissingGradients, Optimizer, ParameterSpec, Real, Sgd, SgdOptions,
-    average_metric, broadcast_parameters,
+    average_metric, average_weighted, broadcast_parameters,
 };
 use kolo::{Error, Kolo, ReduceOp, Result, SharedBuffer};
 
@@ -441,6 +441,28 @@ fn metrics_are_weighted_by_samples() {
         average_metric(kolo, "loss", value, weight)
     });
     assert_eq!(averages, [1.75; 3]);
+}
+
+#[test]
+fn tensors_are_averaged_by_samples_of_those_that_are_left() {
+    let averages = all(4, |kolo| {
+        let rank = kolo.rank();
+        // Rank 3 has no more data, rank 2 has an empty batch.
+        if rank == 3 {
+            return kolo.join().map(|_| [vec![1.75, -2.5], vec![0.0]]);
+        }
+        let (first, weight) = [(1.0, 3.0), (4.0, 1.0), (f64::NAN, 0.0)][rank];
+        let mut data = vec![first, [-2.0, -4.0, f64::INFINITY][rank]];
+        average_weighted(kolo, "gradient", &mut data, weight)?;
+        let mut halves = [kolo::f16::from_f64(60_000.0); 1];
+        average_weighted(kolo, "halves", &mut halves, 1.0 + rank as f64)?;
+        kolo.join()?;
+        Ok([data, vec![halves[0].to_f64() - 60_000.0]])
+    });
+    for [data, halves] in averages {
+        assert_eq!(data, [1.75, -2.5]);
+        assert!(halves[0].abs() <= 64.0, "no overflow on the way: {halves:?}");
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ mod sgd;
 
 pub use broadcast::broadcast_parameters;
 pub use distributed::DistributedOptimizer;
-pub use metric::average_metric;
+pub use metric::{average_metric, average_weighted};
 pub use optimizer::Optimizer;
 pub use options::{CommunicationTime, DistributedOptions, MissingGradients};
 pub use parameter::{ParameterKey, ParameterSpec};
