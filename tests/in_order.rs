@@ -33,7 +33,7 @@ mpi_test!(
     |kolo| {
         let mut world = kolo.communicator()?;
         let mut cases = 0;
-        for seed in 0..12 {
+        for seed in 0..8 {
             let mut program = Program::new(kolo, seed);
             let mut waiting: Vec<Waiting> = Vec::new();
             for _ in 0..40 {

@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Messages between hosts move only while both ends look. While some are under way, how long to sleep between looks.
 pub(super) const UNDER_WAY: Duration = Duration::from_micros(500);
 /// The same while another host may begin to speak: that rings a bell, but the bell may be faster than the message.
-const EXPECTED: Duration = Duration::from_millis(5);
+pub(super) const EXPECTED: Duration = Duration::from_millis(5);
 
 pub(super) struct Core {
     pub(super) tickets: Tickets,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use super::core::{LINGER, UNDER_WAY};
+use super::core::{EXPECTED, LINGER, UNDER_WAY};
 use super::driver::{Driven, Driver};
 use super::flight::Flight;
 use super::line::{Line, refusal};
@@ -247,7 +247,7 @@ impl Queue {
             return Some((Step::Pending, None));
         }
         let moved = core.poll(now, self.driver.port());
-        let wake_at = core.expects_messages().then(|| now + UNDER_WAY);
+        let wake_at = core.wake_at(now);
         let ended = self.release(core, now);
         Some((if moved || ended { Step::Progress } else { Step::Pending }, wake_at))
     }
@@ -336,10 +336,16 @@ impl Core {
         self.pending() == 0 && (told || self.line.is_none())
     }
 
-    fn expects_messages(&self) -> bool {
-        let Some(line) = &self.line else { return false };
-        let firsts = self.lanes.iter().filter_map(|lane| lane.queued.front());
-        self.over.is_some() || firsts.into_iter().any(|first| first.task.expects_messages(line))
+    /// When to look again at the latest: messages of other hosts ring no bell while they move. One that nothing was heard of
+    /// for long begins with a ring.
+    fn wake_at(&self, now: Duration) -> Option<Duration> {
+        let line = self.line.as_ref()?;
+        if self.over.is_some() {
+            return Some(now + UNDER_WAY);
+        }
+        let expects = |lane: &&Lane| lane.queued.front().is_some_and(|first| first.task.expects_messages(line));
+        let patience = |lane: &Lane| if lane.patience.is_stalled(now) { EXPECTED } else { UNDER_WAY };
+        self.lanes.iter().filter(expects).map(patience).min().map(|longest| now + longest)
     }
 
     fn push(&mut self, of: LaneOf, queued: Queued, now: Duration) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::super::driver;
 use super::super::{Collectively, Driver, Handle, LaneOf, Line, Queue};
 use crate::engine::testing::{Random, Shape};
-use crate::engine::{Built, Channel, Collective, Operation, Step};
+use crate::engine::{Built, Channel, Collective, Operation, Receiving, Sending, Step};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Hold, Piece, ReduceOp, Tensor};
 use crate::transport::sim::Network;
@@ -67,6 +67,20 @@ impl Ranks {
         let operation = Operation::new(sum, DType::F32, count, Some(Piece::in_place(view)));
         let task = Box::new(Collectively::One(Some(operation)));
         self.queues[rank].submit(LaneOf::Collectives, "allreduce", task, Some(Arc::clone(&hold) as _), hold)
+    }
+
+    fn send(&self, rank: usize, to: usize, data: Vec<u8>) -> Handle<Vec<u8>> {
+        let (hold, view) = Hold::new(data);
+        let task = Box::new(Sending::new(view, DType::U8, to));
+        self.queues[rank].submit(LaneOf::To(to), "send", task, Some(Arc::clone(&hold) as _), hold).expect("submitted")
+    }
+
+    fn receive(&self, rank: usize, from: usize, count: usize) -> Handle<Vec<u8>> {
+        let (hold, view) = Hold::new(vec![0; count]);
+        let task = Box::new(Receiving::new(view, DType::U8, from));
+        self.queues[rank]
+            .submit(LaneOf::From(from), "recv", task, Some(Arc::clone(&hold) as _), hold)
+            .expect("submitted")
     }
 
     fn ones(&self, rank: usize, count: usize) -> Handle<Vec<f32>> {
@@ -146,6 +160,34 @@ fn a_mismatch_ends_one_operation_alone() {
             assert!(mismatch.views[odd].1.contains("of 31 f32"), "{mismatch}");
             assert_eq!(flying.pop().expect("one").wait().expect("before it"), vec![3.0; 40]);
         }
+    }
+}
+
+#[test]
+fn messages_wait_for_those_of_their_pair_alone() {
+    // The network of these tests carries 64 bytes at a time.
+    let bytes = |rank: usize, count: usize| (0..count).map(|at| (at * 7 + rank) as u8).collect::<Vec<u8>>();
+    for hosts in [&[3][..], &[2, 1], &[1, 1, 1]] {
+        let mut ranks = Ranks::new(hosts, 10);
+        let sum = ranks.ones(0, 3000);
+        let (late, behind) = (ranks.receive(0, 1, 500), ranks.receive(0, 1, 2));
+        let soon = ranks.receive(0, 2, 700);
+        let sent = ranks.send(2, 0, bytes(2, 700));
+        ranks.until(|| soon.poll() && sent.poll());
+        assert!(!(sum.poll() || late.poll() || behind.poll()), "nobody has done his part of these");
+        assert_eq!(soon.wait().expect("it came"), bytes(2, 700));
+
+        let others = [ranks.ones(1, 3000), ranks.ones(2, 3000)];
+        ranks.until(|| sum.poll() && others.iter().all(|other| other.poll()));
+        assert!(sum.wait().is_ok_and(|data| data == [3.0; 3000]));
+        assert!(!(late.poll() || behind.poll()), "rank 1 has sent nothing");
+
+        // Another length than that of the first: it is taken and dropped, and the second is as it was to be.
+        let sent = [ranks.send(1, 0, bytes(1, 499)), ranks.send(1, 0, vec![8, 9])];
+        ranks.until(|| sent.iter().all(|sent| sent.poll()) && late.poll() && behind.poll());
+        let Err(Error::Mismatch(mismatch)) = late.wait() else { panic!("one byte less") };
+        assert!(mismatch.to_string().contains("499 u8"), "{mismatch}");
+        assert_eq!(behind.wait().expect("as sent"), [8, 9]);
     }
 }
 
