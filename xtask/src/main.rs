@@ -1,5 +1,6 @@
 //! `cargo xtask`: the project's tasks, in Rust, so that they run wherever kolo builds.
 
+mod conformance;
 mod demo;
 mod fuzzing;
 mod setup;
@@ -23,6 +24,14 @@ cargo xtask test [--full] [--keep-going] [--only SUITE]... [--list]
     --keep-going  runs the other suites after one has failed
     --only SUITE  runs this suite (repeatable), long or not
     --list        names the suites with their budgets
+
+cargo xtask conformance [--seed S] [--share N] [--all] [--only WORDS]
+    Runs every collective, with every type and op and in every form, on ranks of every kind, against references on fresh
+    random data. Prints the seed and the matrix of cases by operation and type; the last line counts them.
+    --seed S      the data and the choice of cases again, as KOLO_SEED=S does
+    --share N     one in N of the usual cases
+    --all         all cases, also those that usually leave it to others like them: most of an hour
+    --only WORDS  only cases whose key holds these words: a case that fails prints its key
 
 cargo xtask faults [--rounds N] [--seed S] [--round R]
     Breaks N jobs of 4 ranks (200 if not given), each in one way at a random moment, and judges how they take it: on one
@@ -52,6 +61,7 @@ fn main() -> ExitCode {
 
 fn dispatch(arguments: &[String]) -> Result<ExitCode> {
     match arguments.split_first() {
+        Some((task, rest)) if task == "conformance" => conformance::task(rest),
         Some((task, rest)) if task == "demo" => demo::run(rest),
         Some((task, rest)) if task == "test" => suites::run(rest),
         Some((task, rest)) if task == "faults" => faults(rest),

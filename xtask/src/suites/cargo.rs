@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Context;
 use crate::workspace::{cargo, root, target};
-use crate::{fuzzing, soak};
+use crate::{conformance, fuzzing, setup, soak};
 
 /// The sets of features that are built and linted. Packages besides kolo use its default features, so only kolo itself is
 /// built without them.
@@ -21,6 +21,9 @@ pub(super) const STALLS: &str = "stalls";
 pub(super) const HOSTS: &str = "hosts";
 /// Rounds of faults, which belong to the suite of the faults.
 pub(crate) const ROUNDS: &str = "rounds";
+
+/// Distinct cases that a run of the suite conformance has at the least.
+const CONFORMANCE_CASES: u64 = 20_000;
 
 /// What the suite fuzz takes beyond compiling, in seconds.
 const FUZZ_SECONDS: u64 = 60;
@@ -90,7 +93,7 @@ fn test_files(directory: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let own_suite = [FAULTS, STALLS, HOSTS, ROUNDS, soak::TEST];
+        let own_suite = [FAULTS, STALLS, HOSTS, ROUNDS, conformance::TEST, soak::TEST];
         names.extend(name.strip_suffix(".rs").filter(|name| !own_suite.contains(name)).map(str::to_owned));
     }
     names.sort();
@@ -128,10 +131,19 @@ pub(crate) fn faults(context: &Context) -> Result<()> {
 
 /// The short form of `cargo xtask faults`.
 fn rounds(context: &Context) -> Result<()> {
-    crate::setup::ensure_network_programs()?;
+    setup::ensure_network_programs()?;
     let output = context.output(&mut cargo(&["test", "--quiet", "--test", ROUNDS, "--", "--rounds", "40"]))?;
     let counted = |line: &str| line.split_once(" faults, 0 failed")?.0.parse().ok();
     context.count(output.lines().find_map(counted).context("the rounds did not count their faults")?);
+    Ok(())
+}
+
+pub(crate) fn conformance(context: &Context) -> Result<()> {
+    setup::ensure_network_programs()?;
+    let output = context.output(&mut conformance::command())?;
+    let cases = conformance::cases(&output)?;
+    ensure!(cases >= CONFORMANCE_CASES, "{cases} cases ran, and {CONFORMANCE_CASES} are the least");
+    context.count(cases);
     Ok(())
 }
 
