@@ -27,6 +27,8 @@ mod broadcast;
 mod gather;
 #[path = "conformance/group.rs"]
 mod group;
+#[path = "conformance/join.rs"]
+mod join;
 #[path = "conformance/memory.rs"]
 mod memory;
 #[path = "conformance/place.rs"]
@@ -218,5 +220,6 @@ fn operations(bench: &mut Bench<'_>, team: &mut Team) -> Result<()> {
     each_number!(reduce_scatter, bench, team);
     each_value!(alltoall, bench, team);
     each_value!(point_to_point, bench, team);
+    each_number!(join, bench, team);
     barrier::run(bench, team)
 }

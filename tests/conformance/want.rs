@@ -70,6 +70,12 @@ impl<T: Number> Want<T> {
         want
     }
 
+    /// The same, in words that tell whose data are left out.
+    pub(crate) fn without(mut self, whom: &str) -> Self {
+        self.words += &format!(", without {whom}");
+        self
+    }
+
     /// Whether `got` is that part of the result. `ordered`: with the bits of a sum in rank order.
     pub(crate) fn check(&self, got: &[T], part: Range<usize>, ordered: bool) -> Result<(), String> {
         if got.len() != part.len() {
