@@ -41,7 +41,8 @@ pub(crate) fn run<T: Number>(bench: &mut Bench<'_>, team: &mut Team) -> Result<(
         let one = BTreeSet::from([odd]);
         let others: BTreeSet<usize> = (0..size).filter(|rank| *rank != odd).collect();
         for (turn, joined) in [one, others].into_iter().enumerate() {
-            if joined.len() == size {
+            // Of two, one is all but the other; and somebody must be left.
+            if joined.len() == size || turn == 1 && joined.len() < 2 {
                 continue;
             }
             let sample = sample((odd + turn) % few_counts(1).len());
