@@ -55,6 +55,11 @@ fn uneven<T: Value>(bench: &mut Bench<'_>, team: &mut Team, most: usize, spread:
             check_blocks(bench, &blocks, &data);
             bench.unchanged(&input, mine);
         }
+        if bench.begin(team, NAME, t, format_args!("{what}, by order, async, {memory}")) {
+            let input = Buffer::of(bench.kolo, memory, mine)?.shaped(&[my_rows, row / 2 + row % 2, 1 + (row + 1) % 2]);
+            let blocks = team.comm.allgatherv_async(input)?.wait()?;
+            check_blocks(bench, &blocks, &data);
+        }
         if bench.begin(team, NAME, t, format_args!("{what}, by name, {memory}")) {
             let input = Buffer::of(bench.kolo, memory, mine)?;
             let blocks = team.named.allgather(&name, input.slice())?;

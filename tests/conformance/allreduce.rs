@@ -104,6 +104,11 @@ fn by_order<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reduction: &Reduc
             bench.reduced(team, &output, reduction.want());
             bench.unchanged(&input, &data[team.me()]);
         }
+        if bench.begin(team, NAME, &T::DTYPE, format_args!("{op} of {sample}, by order, async, {memory}")) {
+            let buffer = reduction.buffer(bench, team, memory)?;
+            let handle = team.comm.allreduce_async(buffer, *op)?;
+            bench.reduced(team, &handle.wait()?, reduction.want());
+        }
     }
     Ok(())
 }

@@ -57,6 +57,11 @@ fn uneven<T: Value>(bench: &mut Bench<'_>, team: &mut Team, (spread, most): (Spr
             check_blocks(bench, &blocks, &want);
             bench.unchanged(&input, mine);
         }
+        if bench.begin(team, NAME, t, format_args!("{what}, by order, async, {memory}")) {
+            let input = Buffer::of(bench.kolo, memory, mine)?.shaped(&[rows[me].iter().sum(), row]);
+            let blocks = team.comm.alltoallv_async(input, &rows[me])?.wait()?;
+            check_blocks(bench, &blocks, &want);
+        }
         if bench.begin(team, NAME, t, format_args!("{what}, by name, {memory}")) {
             let input = Buffer::of(bench.kolo, memory, mine)?;
             let blocks = team.named.alltoall(&name, input.slice(), &counts[me])?;

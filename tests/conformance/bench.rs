@@ -73,6 +73,8 @@ fn usual(operation: &str) -> u64 {
     match operation {
         "allreduce" => 100,
         "reduce" | "reduce_scatter" => 40,
+        // They have few forms, and forms are few cases.
+        "grouped_allgather" | "grouped_reduce_scatter" => 2,
         "barrier" => 1,
         _ => 20,
     }

@@ -22,6 +22,11 @@ pub(crate) fn run<T: Value>(bench: &mut Bench<'_>, team: &mut Team) -> Result<()
                     team.comm.broadcast(buffer.slice_mut(), root)?;
                     bench.holds_same(&buffer, want);
                 }
+                if bench.begin(team, NAME, t, format_args!("{what}, by order, async, {memory}")) {
+                    let buffer = Buffer::of(bench.kolo, memory, mine)?;
+                    let buffer = team.comm.broadcast_async(buffer, root)?.wait()?;
+                    bench.holds_same(&buffer, want);
+                }
                 if bench.begin(team, NAME, t, format_args!("{what}, by name, {memory}")) {
                     let mut buffer = Buffer::of(bench.kolo, memory, mine)?;
                     team.named.broadcast(&name, buffer.slice_mut(), global)?;

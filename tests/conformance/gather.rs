@@ -62,6 +62,11 @@ fn uneven<T: Value>(
             check_blocks(bench, &blocks, &want);
             bench.unchanged(&input, mine);
         }
+        if bench.begin(team, NAME, t, format_args!("{what}, by order, async, {memory}")) {
+            let input = Buffer::of(bench.kolo, memory, mine)?.shaped(&[my_rows, row, 1]);
+            let blocks = team.comm.gatherv_async(input, root)?.wait()?;
+            check_blocks(bench, &blocks, &want);
+        }
         if bench.begin(team, NAME, t, format_args!("{what}, by name, {memory}")) {
             let input = Buffer::of(bench.kolo, memory, mine)?;
             let blocks = team.named.gather(&name, input.slice(), global)?;

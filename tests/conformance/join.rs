@@ -83,7 +83,8 @@ impl<T: Number> Round<'_, T> {
         // Whoever worked on needed the others to have joined.
         let of_the_others = team.named.set_rank(last).is_some_and(|last| !self.joined.contains(&last));
         bench.holds(of_the_others, &format!("rank {last} is said to have joined last"));
-        let of = format!("the last of {}", bench.report.key());
+        // Sets that run one case at a time have each their own.
+        let of = format!("the last of {:?} in {}", team.named.ranks(), bench.report.key());
         bench.report.bits(Bits { digest: last as u64, of, here_only: true });
         Ok(())
     }

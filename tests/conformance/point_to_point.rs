@@ -21,6 +21,7 @@ pub(crate) fn run<T: Value>(bench: &mut Bench<'_>, team: &mut Team) -> Result<()
         }
         for memory in Memory::ALL {
             around::<T>(bench, team, count, memory)?;
+            around_at_once::<T>(bench, team, count, memory)?;
         }
     }
     Ok(())
@@ -69,5 +70,20 @@ fn around<T: Value>(bench: &mut Bench<'_>, team: &mut Team, count: usize, memory
     }
     bench.holds_same(&got, &data[before]);
     bench.unchanged(&mine, &data[me]);
+    Ok(())
+}
+
+/// The same, and everyone sends first.
+fn around_at_once<T: Value>(bench: &mut Bench<'_>, team: &mut Team, count: usize, memory: Memory) -> Result<()> {
+    let (me, size) = (team.me(), team.size());
+    if size < 2 || !bench.begin(team, NAME, &T::DTYPE, format_args!("{count} around a ring, async, {memory}")) {
+        return Ok(());
+    }
+    let data = values::<T>(bench.task.seed, &vec![count; size], &format_args!("{NAME} ring"));
+    let (next, before) = ((me + 1) % size, (me + size - 1) % size);
+    let sent = team.comm.send_async(Buffer::of(bench.kolo, memory, &data[me])?, next)?;
+    let received = team.comm.recv_async(Buffer::poisoned(bench.kolo, memory, count)?, before)?;
+    bench.holds_same(&received.wait()?, &data[before]);
+    bench.holds_same(&sent.wait()?, &data[me]);
     Ok(())
 }

@@ -48,6 +48,11 @@ fn to_root<T: Number>(
         team.comm.reduce(buffer.slice_mut(), op, root)?;
         check(bench, team, &buffer);
     }
+    if bench.begin(team, NAME, t, format_args!("{what}, by order, async, {memory}")) {
+        let buffer = Buffer::of(bench.kolo, memory, mine)?;
+        let buffer = team.comm.reduce_async(buffer, op, root)?.wait()?;
+        check(bench, team, &buffer);
+    }
     // On the others the output may be there or not: it is not looked at.
     for elsewhere in ["empty", "as long"] {
         if bench.begin(team, NAME, t, format_args!("{what}, by order, apart, {memory}, {elsewhere} on the others")) {

@@ -70,6 +70,11 @@ fn scattered<T: Number>(
             bench.framed(&output);
             check(bench, team, output.slice());
         }
+        if bench.begin(team, NAME, t, format_args!("{what}, by order, async, {memory}")) {
+            let input = Buffer::of(bench.kolo, memory, mine)?.shaped(&[rows, row]);
+            let output = team.comm.reduce_scatter_async(input, op)?.wait()?;
+            check(bench, team, &output);
+        }
         if row == 1 && bench.begin(team, NAME, t, format_args!("{what}, by name, {memory}")) {
             let input = Buffer::of(bench.kolo, memory, mine)?;
             let output = team.named.reduce_scatter(&name, input.slice(), op)?;

@@ -59,6 +59,11 @@ fn uneven<T: Value>(
             bench.same(&got, want);
             bench.unchanged(&buffer, input);
         }
+        if bench.begin(team, NAME, t, format_args!("{what}, by order, async, {memory}")) {
+            let buffer = Buffer::of(bench.kolo, memory, input)?;
+            let got = team.comm.scatterv_async(buffer, sizes, root)?.wait()?;
+            bench.same(&got, want);
+        }
         if bench.begin(team, NAME, t, format_args!("{what}, by name, {memory}")) {
             let buffer = Buffer::of(bench.kolo, memory, input)?;
             let got = team.named.scatter(&name, buffer.slice(), sizes, global)?;
