@@ -115,11 +115,11 @@ impl fmt::Display for Tally {
             let column = TYPES.iter().position(|name| *name == dtype).expect("the second word of a key is a type");
             row[column] += 1;
         }
-        write!(f, "{:18}", "cases")?;
+        write!(f, "{:24}", "cases")?;
         TYPES.iter().try_for_each(|name| write!(f, "{name:>6}"))?;
         writeln!(f, "{:>8}", "all")?;
         for (operation, row) in rows {
-            write!(f, "{operation:18}")?;
+            write!(f, "{operation:24}")?;
             for cases in row {
                 if cases == 0 { write!(f, "{:>6}", "-")? } else { write!(f, "{cases:>6}")? }
             }

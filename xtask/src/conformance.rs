@@ -28,7 +28,7 @@ pub(crate) fn task(words: &[String]) -> Result<ExitCode> {
 
 /// The command that runs the usual cases: of each operation some, others in each run.
 pub(crate) fn command() -> Command {
-    cargo(&["test", "--quiet", "--test", TEST, "--", "--share", "1"])
+    cargo(&["test", "--quiet", "--test", TEST, "--", "--share", "3"])
 }
 
 /// What the line "20000 cases, 0 failed" says.

@@ -29,7 +29,7 @@ cargo xtask conformance [--seed S] [--share N] [--all] [--only WORDS]
     Runs every collective, with every type and op and in every form, on ranks of every kind, against references on fresh
     random data. Prints the seed and the matrix of cases by operation and type; the last line counts them.
     --seed S      the data and the choice of cases again, as KOLO_SEED=S does
-    --share N     one in N of the usual cases
+    --share N     one in N of the usual cases (3 if not given)
     --all         all cases, also those that usually leave it to others like them: most of an hour
     --only WORDS  only cases whose key holds these words: a case that fails prints its key
 
