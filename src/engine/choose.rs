@@ -10,6 +10,7 @@ use super::host::{HostRun, align};
 use super::inline::InlineRun;
 use super::operation::{Collective, Operation};
 use super::rounds::{RoundRun, Work};
+use crate::plan::chain::Chain;
 use crate::plan::moves::{Move, Moves, PairMoves, SlotMoves};
 use crate::plan::ring::Ring;
 use crate::plan::tree::Tree;
@@ -173,6 +174,12 @@ impl Channel {
         let whole = Span::new(0, operation.count);
         let own = blocks.as_ref().map_or_else(|| whole.part(me, ranks, row), |blocks| blocks[me]);
         let work = Work::new(whole.len, whole, own);
+        let bytes = whole.len.saturating_mul(operation.dtype.size());
+        if let Some(segment) = self.table.ordered_segment(bytes, operation.dtype.size()) {
+            // Every rank gets the sums of all elements: the price of rank order, which no ring keeps.
+            let plan = Chain::allreduce(ranks, me, whole.len, segment).into();
+            return self.rounds(operation, print, fold, plan, work);
+        }
         let plan = Ring::reduce_scatter(ranks, me, whole.len, row);
         let plan = if let Some(blocks) = blocks { plan.cut(blocks) } else { plan };
         self.rounds(operation, print, fold, plan.into(), work)

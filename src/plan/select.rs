@@ -108,6 +108,14 @@ impl Table {
         if bytes <= self.thresholds.tree_bytes && self.layout.hosts > 2 { Cross::Tree } else { Cross::Ring }
     }
 
+    /// The segment of the ordered chain, in elements of `size` bytes, if that is what reduces `bytes`.
+    pub(crate) fn ordered_segment(&self, bytes: usize, size: usize) -> Option<usize> {
+        match self.cross(self.pick(bytes), bytes, size) {
+            Cross::Chain { segment } => Some(segment),
+            _ => None,
+        }
+    }
+
     /// Why `wanted` cannot serve, if so.
     fn refusal(&self, wanted: Algorithm) -> Option<String> {
         let Layout { hosts, contiguous, .. } = self.layout;

@@ -53,8 +53,6 @@ pub(crate) struct Team {
     pub(crate) comm: Communicator,
     /// Whether these are all ranks of the job, in their order.
     pub(crate) is_world: bool,
-    /// Whether they share memory.
-    pub(crate) one_host: bool,
     /// Whether sums are in rank order, unless an algorithm is asked for that keeps no order.
     pub(crate) ordered: bool,
     /// In the keys of its cases.
@@ -115,9 +113,8 @@ impl Team {
 
     fn new(named: ProcessSet, comm: Communicator, label: String, ranks: usize, place: &Place) -> Self {
         assert_eq!((named.rank(), named.size()), (comm.rank(), comm.size()), "{label}");
-        let one_host = place.is_one_host(&named.ranks());
-        let ordered = place.deterministic || one_host;
-        Self { named, comm, is_world: false, one_host, ordered, label, ranks, share: SETS_SHARE }
+        let ordered = place.deterministic || place.is_one_host(&named.ranks());
+        Self { named, comm, is_world: false, ordered, label, ranks, share: SETS_SHARE }
     }
 
     pub(crate) fn size(&self) -> usize {
@@ -223,9 +220,9 @@ impl Bench<'_> {
         self.bits(order, got.slice(), want, 0..want.len());
     }
 
-    /// The elements are a part of the reduction. Across hosts parts are made around a ring, which keeps no order of ranks.
+    /// The elements are a part of the reduction.
     pub(crate) fn reduced_part<T: Number>(&mut self, team: &Team, got: &[T], want: &Want<T>, part: Range<usize>) {
-        let order = if team.one_host { Order::Ranks } else { Order::OfItsOwn };
+        let order = team.order_of(want);
         self.check(want.check(got, part.clone(), order == Order::Ranks));
         self.bits(order, got, want, part);
     }
