@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::config::Config;
 use crate::engine::{Built, Collective, Operation, Team, group, wish};
 use crate::error::{Error, Result};
 use crate::handle::{Line, Queue, Session};
@@ -74,6 +75,21 @@ impl Communicator {
     #[must_use]
     pub fn size(&self) -> usize {
         self.team.size()
+    }
+
+    /// The settings of the job.
+    pub(crate) fn config(&self) -> &Config {
+        &self.session.ground.job.config
+    }
+
+    /// Its ranks.
+    pub(crate) fn team(&self) -> &Team {
+        &self.team
+    }
+
+    /// Operations that have begun, while a blocking one is under way.
+    pub(crate) fn begun(&self) -> u64 {
+        self.home.as_ref().map_or(0, |line| line.channel.begun())
     }
 
     /// A communicator of the same ranks with an order of its own, for another thread.

@@ -63,6 +63,17 @@ pub enum Error {
     #[error("{0} was cancelled before it ran")]
     Cancelled(Arc<str>),
 
+    /// What came from a rank as its object is none: it was damaged on the way, or written for another type.
+    #[error("{what}: the object of rank {rank} cannot be read: {reason}")]
+    Object {
+        /// The operation.
+        what: Arc<str>,
+        /// The global rank whose object it was to be.
+        rank: u32,
+        /// What is wrong with it, and what to do.
+        reason: Arc<str>,
+    },
+
     /// The operating system refused something.
     #[error("{what}: {source}")]
     System {

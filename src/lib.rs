@@ -12,6 +12,7 @@ mod event;
 mod fields;
 mod handle;
 mod membership;
+mod object;
 mod observe;
 pub mod optim;
 mod os;

@@ -133,6 +133,10 @@ knobs! {
     /// How many named tensors the ranks remember, so that agreeing on them again costs one bit. 0 turns it off.
     cache_capacity: usize = 1024, "KOLO_CACHE_CAPACITY", agreed, [alias("HOROVOD_CACHE_CAPACITY", "", None)];
 
+    /// How many bytes the object of a rank may come to in `broadcast_object` and `allgather_object`. A larger one is an
+    /// error on every rank before it moves; a rank holds the objects of all ranks at a time.
+    object_bytes: Bytes = Bytes::mib(256), "KOLO_OBJECT_BYTES", agreed, [];
+
     /// How long a waiting rank spins before it yields the core. `auto`: briefly where the ranks of the host fit its
     /// cores, not at all where they do not.
     spin: Auto<Duration> = Auto(None), "KOLO_SPIN", local, [];

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::Kolo;
 use crate::communicator::Communicator;
 use crate::error::Result;
@@ -309,6 +312,28 @@ impl Kolo {
         B: Tensor<Element: Reducible> + Send + 'static,
     {
         self.world().reduce_scatter_group_async(name, tensors, op)
+    }
+
+    /// Copies the object `name` of rank `root` to all ranks: [`ProcessSet::broadcast_object`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::broadcast_object`].
+    pub fn broadcast_object<T>(&self, name: &str, object: Option<T>, root: usize) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        self.world().broadcast_object(name, object, root)
+    }
+
+    /// Gathers the object `name` of every rank on every rank: [`ProcessSet::allgather_object`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allgather_object`].
+    pub fn allgather_object<T>(&self, name: &str, object: &T) -> Result<Vec<T>>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        self.world().allgather_object(name, object)
     }
 
     /// Lends tensors to operations of all ranks that have all ended when it returns: [`ProcessSet::scope`].

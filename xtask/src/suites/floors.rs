@@ -14,7 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["event"],
     &["os"],
     &["tensor", "config", "topology"],
-    &["transport", "device", "plan"],
+    &["transport", "device", "plan", "object"],
     &["membership"],
     &["engine"],
     &["coordinator"],
