@@ -6,6 +6,8 @@
 
 #[macro_use]
 mod common;
+#[path = "collectives/batches.rs"]
+mod batches;
 #[path = "collectives/bench.rs"]
 mod bench;
 #[path = "collectives/messages.rs"]
@@ -91,6 +93,9 @@ mpi_test!(
         bench.messages::<f64>(&[0, 1, 513, 400_001])?;
         bench.exchange_both_ways::<f32>(&[1, 1000, 500_000])?;
         bench.messages_do_not_mix_with_collectives()?;
+        bench.batches_in_any_order(3)?;
+        bench.batches_that_send_first()?;
+        bench.wrong_batches()?;
         bench.threads()?;
         bench.wrong_arguments()?;
         bench.wrong_algorithms()?;

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
+use super::message::{Arrival, Incoming, Outgoing};
 use crate::communicator::Communicator;
 use crate::engine::{Channel, Step, block};
-use crate::error::{Error, Mismatch, Result};
+use crate::error::{Error, Result};
 use crate::event::{Mark, Stage, Verb};
 use crate::handle::{FAILED, Line};
-use crate::tensor::{DType, Element, overwrite};
-
-/// Bytes before a message's first elements: type (1), zero (7), count (8).
-const HEADER: usize = 16;
+use crate::tensor::{DType, Element};
 
 impl Communicator {
     /// Sends `data` to rank `to`. Returns once the data is copied out, which may be before the receiver takes it.
@@ -25,7 +23,7 @@ impl Communicator {
     pub fn send<T: Element>(&mut self, data: &[T], to: usize) -> Result<()> {
         self.check_peer("send to rank", to)?;
         let line = self.sound_line()?;
-        let mark = line.report::<T>(Verb::Send, data.len(), to);
+        let mark = line.report(Verb::Send, T::DTYPE, data.len(), to);
         let sent = line.send_to(data, to);
         line.reported(mark, &sent);
         line.settle(sent)
@@ -34,37 +32,22 @@ impl Communicator {
 
 impl Line {
     fn send_to<T: Element>(&mut self, data: &[T], to: usize) -> Result<()> {
-        let bytes: &[u8] = bytemuck::cast_slice(data);
-        let mut header = [0; HEADER];
-        header[0] = T::DTYPE as u8;
-        header[8..].copy_from_slice(&(data.len() as u64).to_le_bytes());
         let Self { channel, user, scratch, .. } = self;
         let port = Arc::clone(channel.port());
         let peer = channel.team().global(to);
         let far = !channel.team().members().contains(&to);
         let mut warned = false;
-        // Bytes of the header and the data, as one message, that have been sent.
-        let mut sent = 0;
-        let total = HEADER + bytes.len();
+        let mut outgoing = Outgoing::new(data);
         block(
             &port,
-            &mut sent,
-            |sent: &mut usize| {
+            &mut outgoing,
+            |outgoing| {
                 user.progress()?;
                 let mut step = Step::Pending;
-                while *sent < total {
-                    let most = user.piece().min(total - *sent);
-                    scratch.clear();
-                    if *sent == 0 {
-                        scratch.extend_from_slice(&header);
-                        scratch.extend_from_slice(&bytes[..most - HEADER]);
-                    } else {
-                        scratch.extend_from_slice(&bytes[*sent - HEADER..][..most]);
-                    }
-                    if !user.try_send(to, scratch)? {
+                while !outgoing.is_sent() {
+                    if !outgoing.advance(&mut **user, to, scratch)? {
                         return heed(channel, to, &mut warned, step);
                     }
-                    *sent += most;
                     step = Step::Progress;
                 }
                 if user.idle() { Ok(Step::Ready(())) } else { heed(channel, to, &mut warned, step) }
@@ -88,7 +71,7 @@ impl Communicator {
     pub fn recv<T: Element>(&mut self, data: &mut [T], from: usize) -> Result<()> {
         self.check_peer("receive from rank", from)?;
         let line = self.sound_line()?;
-        let mark = line.report::<T>(Verb::Receive, data.len(), from);
+        let mark = line.report(Verb::Receive, T::DTYPE, data.len(), from);
         let received = line.recv_from(data, from);
         line.reported(mark, &received);
         line.settle(received)
@@ -103,7 +86,7 @@ impl Line {
         let peer = channel.team().global(from);
         let far = !channel.team().members().contains(&from);
         let mut warned = false;
-        let mut incoming = Incoming { data, theirs: None, taken: 0 };
+        let mut incoming = Incoming::new(data);
         block(
             &port,
             &mut incoming,
@@ -126,18 +109,18 @@ impl Line {
         incoming.check(peer, channel.team().global(channel.team().rank()))
     }
 
-    fn report<T: Element>(&mut self, verb: Verb, count: usize, peer: usize) -> Mark {
+    pub(super) fn report(&mut self, verb: Verb, dtype: DType, count: usize, peer: usize) -> Mark {
         self.messages += 1;
-        self.channel.report(verb, (T::DTYPE, None), Some(peer), (count * size_of::<T>()) as u64, self.messages)
+        self.channel.report(verb, (dtype, None), Some(peer), (count * dtype.size()) as u64, self.messages)
     }
 
-    fn reported(&self, mark: Mark, outcome: &Result<()>) {
+    pub(super) fn reported(&self, mark: Mark, outcome: &Result<()>) {
         let stage = if outcome.is_ok() { Stage::Done } else { Stage::Failed };
         self.channel.port().sink.reached(mark, stage, None);
     }
 
     /// A message that was not sent or received whole leaves the stream at no boundary: the communicator ends with it.
-    fn settle(&mut self, outcome: Result<()>) -> Result<()> {
+    pub(super) fn settle(&mut self, outcome: Result<()>) -> Result<()> {
         match outcome {
             Ok(()) | Err(Error::Mismatch(_)) => outcome,
             Err(error) => {
@@ -163,7 +146,7 @@ impl Communicator {
 
 impl Communicator {
     /// What messages run on, unless an error has ended the communicator.
-    fn sound_line(&mut self) -> Result<&mut Line> {
+    pub(super) fn sound_line(&mut self) -> Result<&mut Line> {
         let line = self.line()?;
         line.channel.poisoned().cloned().map_or(Ok(line), Err)
     }
@@ -171,7 +154,7 @@ impl Communicator {
 
 /// Ends a wait for a rank of this host that has given up: at the second look, for what it sent before that is there to
 /// be taken.
-fn heed<T>(channel: &Channel, peer: usize, warned: &mut bool, step: Step<T>) -> Result<Step<T>> {
+pub(super) fn heed<T>(channel: &Channel, peer: usize, warned: &mut bool, step: Step<T>) -> Result<Step<T>> {
     if !matches!(step, Step::Pending) {
         return Ok(step);
     }
@@ -182,62 +165,5 @@ fn heed<T>(channel: &Channel, peer: usize, warned: &mut bool, step: Step<T>) -> 
             Ok(Step::Progress)
         }
         None => Ok(step),
-    }
-}
-
-/// A message on its way in.
-struct Incoming<'a, T> {
-    data: &'a mut [T],
-    /// The sender's type code and count, once the header is there.
-    theirs: Option<(u8, u64)>,
-    /// Bytes of data taken so far, kept or not.
-    taken: u64,
-}
-
-impl<T: Element> Incoming<'_, T> {
-    fn fits(&self) -> bool {
-        self.theirs == Some((T::DTYPE as u8, self.data.len() as u64))
-    }
-
-    fn expected(&self) -> Option<u64> {
-        let (code, count) = self.theirs?;
-        let size = DType::from_code(code).map_or(1, DType::size);
-        Some(count.saturating_mul(size as u64))
-    }
-
-    fn is_complete(&self) -> bool {
-        self.expected().is_some_and(|bytes| self.taken >= bytes)
-    }
-
-    fn take(&mut self, piece: &[u8], from: u32) -> Result<()> {
-        let data = if self.theirs.is_none() {
-            let Some((header, data)) = piece.split_at_checked(HEADER) else {
-                let text = format!("a message of {} bytes from rank {from} has no header", piece.len());
-                return Err(Error::Poisoned(text.into()));
-            };
-            let count = header[8..].try_into().map(u64::from_le_bytes).unwrap_or(0);
-            self.theirs = Some((header[0], count));
-            data
-        } else {
-            piece
-        };
-        if self.fits() && !overwrite(self.data, self.taken as usize, data) {
-            let text = format!("the message from rank {from} holds bytes that are no {}", T::DTYPE);
-            return Err(Error::Poisoned(text.into()));
-        }
-        self.taken += data.len() as u64;
-        Ok(())
-    }
-
-    fn check(&self, from: u32, me: u32) -> Result<()> {
-        if self.fits() {
-            return Ok(());
-        }
-        let (code, count) = self.theirs.unwrap_or((0, 0));
-        let theirs = DType::from_code(code).map_or("an unknown type", DType::name);
-        let name = format!("message from rank {from} to rank {me}");
-        let views =
-            vec![(from, format!("sends {count} {theirs}")), (me, format!("receives {} {}", self.data.len(), T::DTYPE))];
-        Err(Error::Mismatch(Arc::new(Mismatch::new(name, views))))
     }
 }
