@@ -11,6 +11,9 @@ use crate::tensor::{Blocks, Element};
 
 /// The steps of an operation, each of which all its ranks take.
 pub(super) trait Wire {
+    /// Whether a rank that brings nothing to a gather may have [joined](ProcessSet::join).
+    const JOINS: bool;
+
     /// This rank's index, as roots are given.
     fn me(&self) -> usize;
 
@@ -34,18 +37,25 @@ pub(super) trait Wire {
     fn decline(&mut self, error: Error) -> Error;
 }
 
-/// Every rank says what it calls, and what the others need to know or why it cannot go on. Returns what each said, by rank.
+/// Every rank says what it calls, and what the others need to know or why it cannot go on. Returns what each said, by rank;
+/// one that has joined said nothing.
 ///
 /// # Errors
 /// On every rank alike: [`Error::Argument`] on one that cannot go on, and [`Error::Mismatch`] on the others, or where the
-/// calls differ. [`Error::Object`] where what a rank says cannot be read.
-pub(super) fn meet<W: Wire>(wire: &mut W, call: String, said: Result<Vec<u8>, String>) -> Result<Vec<Vec<u8>>> {
+/// calls differ, or `root` has joined. [`Error::Object`] where what a rank says cannot be read.
+pub(super) fn meet<W: Wire>(
+    wire: &mut W,
+    call: String,
+    root: Option<usize>,
+    said: Result<Vec<u8>, String>,
+) -> Result<Vec<Option<Vec<u8>>>> {
     let refusal = said.as_ref().err().map(|reason| Error::argument(format!("{}: {reason}", wire.title())));
     let all = wire.gather(&Notice { call, said }.encode())?;
     let mut notices = Vec::with_capacity(all.counts().len());
     for (rank, bytes) in all.iter().enumerate() {
         match Notice::decode(bytes) {
-            Ok(notice) => notices.push(notice),
+            Ok(notice) => notices.push(Some(notice)),
+            Err(_) if W::JOINS && bytes.is_empty() => notices.push(None),
             // Who has read it goes on, and must not wait for this rank.
             Err(reason) => return Err(unreadable(wire, rank, reason)),
         }
@@ -53,10 +63,14 @@ pub(super) fn meet<W: Wire>(wire: &mut W, call: String, said: Result<Vec<u8>, St
     if let Some(refusal) = refusal {
         return Err(refusal);
     }
-    if notices.iter().all(|notice| notice.said.is_ok() && notice.call == notices[0].call) {
-        return Ok(notices.into_iter().filter_map(|notice| notice.said.ok()).collect());
+    let first = notices.iter().flatten().map(|notice| &notice.call).next();
+    let joined = |rank| notices.get(rank).is_some_and(Option::is_none);
+    let ready = |notice: &Notice| notice.said.is_ok() && Some(&notice.call) == first;
+    if notices.iter().flatten().all(ready) && !root.is_some_and(joined) {
+        return Ok(notices.into_iter().map(|notice| notice.and_then(|notice| notice.said.ok())).collect());
     }
-    let views = (0..).map(|rank| wire.global(rank)).zip(notices.iter().map(Notice::view)).collect();
+    let view = |notice: &Option<Notice>| notice.as_ref().map_or_else(|| "has joined".to_owned(), Notice::view);
+    let views = (0..).map(|rank| wire.global(rank)).zip(notices.iter().map(view)).collect();
     Err(Error::Mismatch(Mismatch::new(wire.title(), views).into()))
 }
 
@@ -72,6 +86,8 @@ pub(super) fn damaged<W: Wire>(wire: &W, rank: usize, reason: &str) -> Error {
 }
 
 impl Wire for Communicator {
+    const JOINS: bool = false;
+
     fn me(&self) -> usize {
         self.rank()
     }
@@ -110,6 +126,8 @@ pub(super) struct Named<'a> {
 }
 
 impl Wire for Named<'_> {
+    const JOINS: bool = true;
+
     fn me(&self) -> usize {
         self.set.rank()
     }

@@ -119,7 +119,8 @@ impl ProcessSet {
     ///
     /// # Collective
     /// Every rank of the set submits the name, with the same type; in any order among names, from any thread. It is several
-    /// operations of that name, one after another: while it lasts, no other call may use the name.
+    /// operations of that name, one after another: while it lasts, no other call may use the name. A rank that has
+    /// [joined](Self::join) brings no object: the list is shorter by it.
     ///
     /// # Errors
     /// Before any object moves, on every rank, and all stay usable: if an object is larger than `KOLO_OBJECT_BYTES`, or its
@@ -176,7 +177,7 @@ where
         Ok(Some((bytes, _))) => Ok(Label::new(bytes).encode()),
         Err(reason) => Err(reason.clone()),
     };
-    let labels = meet(wire, call, said)?;
+    let labels = meet(wire, call, Some(root), said)?;
     // A rank that has a reason not to go on did not come so far.
     if let Ok(Some((mut bytes, object))) = packed {
         for chunk in Label::rest_mut(&mut bytes).chunks_mut(terms.chunk) {
@@ -184,7 +185,8 @@ where
         }
         return Ok(object);
     }
-    let mut parcel = open(wire, terms, &labels, root)?;
+    let label = labels.get(root).and_then(Option::as_deref).unwrap_or_default();
+    let mut parcel = open(wire, terms, label, root)?;
     for chunk in parcel.rest_mut().chunks_mut(terms.chunk) {
         wire.spread(chunk, root)?;
     }
@@ -199,32 +201,32 @@ where
     let call = format!("allgather_object of {}", type_name::<T>());
     let packed = encode(object, terms.most);
     let said = packed.as_ref().map(|bytes| Label::new(bytes).encode()).map_err(Clone::clone);
-    let labels = meet(wire, call, said)?;
+    let labels = meet(wire, call, None, said)?;
     let mut parcels = Vec::with_capacity(labels.len());
-    for rank in 0..labels.len() {
-        parcels.push(open(wire, terms, &labels, rank)?);
+    for (rank, label) in labels.iter().enumerate() {
+        // A rank that has joined brings none.
+        parcels.push(label.as_deref().map(|label| open(wire, terms, label, rank)).transpose()?);
     }
     // A rank that could pack nothing did not come so far.
     let mine = packed.unwrap_or_default();
     let mut rest = Label::rest(&mine);
-    while parcels.iter().any(|parcel| parcel.missing() > 0) {
+    while parcels.iter().flatten().any(|parcel| parcel.missing() > 0) {
         let (chunk, later) = rest.split_at(rest.len().min(terms.chunk));
         rest = later;
         let blocks = wire.gather(chunk)?;
-        for (rank, block) in blocks.iter().enumerate() {
-            if !parcels[rank].add(block, terms.chunk) {
+        for (rank, (block, parcel)) in blocks.iter().zip(&mut parcels).enumerate() {
+            if !parcel.as_mut().map_or(block.is_empty(), |parcel| parcel.add(block, terms.chunk)) {
                 let reason =
                     format!("{} bytes came where others were due; every rank must run the same kolo", block.len());
                 return Err(unreadable(wire, rank, &reason));
             }
         }
     }
-    let objects = parcels.into_iter().enumerate();
+    let objects = parcels.into_iter().enumerate().filter_map(|(rank, parcel)| Some((rank, parcel?)));
     objects.map(|(rank, parcel)| parcel.unpack().map_err(|reason| damaged(wire, rank, &reason))).collect()
 }
 
 /// A parcel for the object of `rank`, as its label says.
-fn open<W: Wire>(wire: &mut W, terms: Terms, labels: &[Vec<u8>], rank: usize) -> Result<Parcel> {
-    let label = labels.get(rank).map_or(&[][..], Vec::as_slice);
+fn open<W: Wire>(wire: &mut W, terms: Terms, label: &[u8], rank: usize) -> Result<Parcel> {
     Parcel::open(label, terms.most).map_err(|reason| unreadable(wire, rank, &reason))
 }

@@ -101,6 +101,25 @@ fn a_set_has_its_own_objects() {
     });
 }
 
+#[test]
+fn a_rank_that_has_joined_brings_no_object_and_is_no_root() {
+    everywhere([3], |kolo| {
+        let (ranks, me) = (kolo.size(), kolo.rank());
+        if me == 1 {
+            return kolo.join().map(drop);
+        }
+        // The others' operations wait until rank 1 has joined.
+        let others: Vec<Report> = (0..ranks).filter(|rank| *rank != 1).map(|rank| report(rank, 40)).collect();
+        assert_eq!(kolo.allgather_object("object", &report(me, 40))?, others);
+        assert_eq!(kolo.broadcast_object("object", (me == 0).then_some(report(5, 40)), 0)?, report(5, 40));
+        let Err(Error::Mismatch(mismatch)) = kolo.broadcast_object("object", None::<u8>, 1) else {
+            panic!("the root has joined")
+        };
+        assert_eq!(mismatch.views[1], (1, "has joined".to_owned()));
+        kolo.join().map(drop)
+    });
+}
+
 /// The outcome where this rank's call is refused: an argument error here, and on the others a mismatch with the reason.
 fn refused<R: std::fmt::Debug>(outcome: Result<R>, odd: u32, is_odd: bool, words: &str) {
     match outcome {
@@ -230,6 +249,8 @@ impl<W: Wire> Damaging<'_, W> {
 }
 
 impl<W: Wire> Wire for Damaging<'_, W> {
+    const JOINS: bool = W::JOINS;
+
     fn me(&self) -> usize {
         self.wire.me()
     }
