@@ -53,7 +53,7 @@ impl Bench<'_> {
     /// Two that both send first, and rings, with messages that no mailbox holds; types differ, and `send` and `recv` serve as
     /// other halves.
     pub(crate) fn batches_that_send_first(&mut self) -> Result<()> {
-        const LARGE: usize = 400_000;
+        const LARGE: usize = 100_000;
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         let (before, after) = ((me + ranks - 1) % ranks, (me + 1) % ranks);
         let seed = self.random.next();

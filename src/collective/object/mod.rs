@@ -1,6 +1,6 @@
 //! Objects: values of any serde type, copied from one rank to all, or gathered from all.
 
-#[cfg(test)]
+#[cfg(all(test, not(kolo_loom)))]
 mod tests;
 
 use std::any::type_name;
