@@ -17,6 +17,8 @@ const FEATURE_SETS: &[&[&str]] = &[&["--workspace"], &["--package", "kolo", "--n
 const FAULTS: &str = "faults";
 /// Tests of long waits: they wait, so they go with those. Every MPI has them.
 pub(super) const STALLS: &str = "stalls";
+/// The same of operations in order.
+pub(super) const IN_ORDER_FAULTS: &str = "in_order_faults";
 /// Tests that make hosts out of namespaces: another one.
 pub(super) const HOSTS: &str = "hosts";
 /// Rounds of faults, which belong to the suite of the faults.
@@ -93,7 +95,7 @@ fn test_files(directory: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let own_suite = [FAULTS, STALLS, HOSTS, ROUNDS, conformance::TEST, soak::TEST];
+        let own_suite = [FAULTS, STALLS, IN_ORDER_FAULTS, HOSTS, ROUNDS, conformance::TEST, soak::TEST];
         names.extend(name.strip_suffix(".rs").filter(|name| !own_suite.contains(name)).map(str::to_owned));
     }
     names.sort();
@@ -115,7 +117,8 @@ pub(crate) fn seeds(context: &Context) -> Result<()> {
 }
 
 pub(crate) fn faults(context: &Context) -> Result<()> {
-    context.run(&mut cargo(&["test", "--quiet", "--test", FAULTS, "--test", STALLS, "--", "--test-threads=1"]))?;
+    let tests = ["--test", FAULTS, "--test", STALLS, "--test", IN_ORDER_FAULTS, "--", "--test-threads=1"];
+    context.run(cargo(&["test", "--quiet"]).args(tests))?;
     context.need_tests()?;
     rounds(context)?;
     // In a mount namespace, where we may give ourselves a small /dev/shm. 64 KiB fits no segment of anybody.

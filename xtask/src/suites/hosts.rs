@@ -9,7 +9,18 @@ use super::{Context, cargo};
 use crate::workspace::{self, root, target};
 
 /// Files of which the cases that list hosts run across a network, in place of pretended hosts.
-const FILES: &[&str] = &["joining", "collectives", "named", "named_moves", "adasum", "training", "failures"];
+const FILES: &[&str] = &[
+    "joining",
+    "collectives",
+    "named",
+    "named_moves",
+    "adasum",
+    "join",
+    "in_order",
+    "objects",
+    "training",
+    "failures",
+];
 
 /// Where the example of the digits runs: ranks of each host.
 const SPREADS: &[&[usize]] = &[&[1, 1], &[2, 1, 1]];
