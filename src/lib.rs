@@ -23,7 +23,7 @@ mod tensor;
 mod topology;
 mod transport;
 
-pub use collective::Transfer;
+pub use collective::{Sparse, Transfer};
 pub use communicator::Communicator;
 pub use config::{Alias, Knob, knobs, knobs_help};
 pub use error::{Error, Failure, Mismatch, Result};

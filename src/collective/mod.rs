@@ -21,7 +21,9 @@ mod reduce;
 mod reduce_scatter;
 mod reduce_scatter_group;
 mod scatter;
+mod sparse;
 mod uneven;
 mod wire;
 
 pub use batch::Transfer;
+pub use sparse::Sparse;

@@ -7,7 +7,7 @@ use crate::communicator::Communicator;
 use crate::error::{Error, Mismatch, Result};
 use crate::object::Notice;
 use crate::process_set::ProcessSet;
-use crate::tensor::{Blocks, Element};
+use crate::tensor::{Blocks, Element, ReduceOp, Reducible};
 
 /// The steps of an operation, each of which all its ranks take.
 pub(super) trait Wire {
@@ -31,6 +31,9 @@ pub(super) trait Wire {
 
     /// Copies the root's elements to all.
     fn spread<T: Element>(&mut self, data: &mut [T], root: usize) -> Result<()>;
+
+    /// Reduces the elements of all ranks, in place.
+    fn combine<T: Reducible>(&mut self, data: &mut [T], op: ReduceOp) -> Result<()>;
 
     /// This rank cannot take the next step, because of `error`: the others, who do, hear of it at once. Returns what to
     /// return.
@@ -112,6 +115,10 @@ impl Wire for Communicator {
         self.broadcast(data, root)
     }
 
+    fn combine<T: Reducible>(&mut self, data: &mut [T], op: ReduceOp) -> Result<()> {
+        self.allreduce(data, op)
+    }
+
     fn decline(&mut self, error: Error) -> Error {
         match self.refuse::<Infallible>(error) {
             Err(error) => error,
@@ -150,6 +157,10 @@ impl Wire for Named<'_> {
 
     fn spread<T: Element>(&mut self, data: &mut [T], root: usize) -> Result<()> {
         self.set.broadcast(self.name, data, self.global(root) as usize)
+    }
+
+    fn combine<T: Reducible>(&mut self, data: &mut [T], op: ReduceOp) -> Result<()> {
+        self.set.allreduce(self.name, data, op)
     }
 
     fn decline(&mut self, error: Error) -> Error {

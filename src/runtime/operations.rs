@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Kolo;
+use crate::collective::Sparse;
 use crate::communicator::Communicator;
 use crate::error::Result;
 use crate::handle::{Handle, Options, Scope};
@@ -226,6 +227,21 @@ impl Kolo {
         B: Tensor + Send + 'static,
     {
         self.world().alltoall_async(name, tensor, rows)
+    }
+
+    /// Reduces a tensor of which each rank has some rows: [`ProcessSet::allreduce_sparse`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce_sparse`].
+    pub fn allreduce_sparse<T: Reducible>(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        indices: &[u64],
+        values: &[T],
+        op: ReduceOp,
+    ) -> Result<Sparse<T>> {
+        self.world().allreduce_sparse(name, shape, indices, values, op)
     }
 
     /// Reduces several tensors under one name, all or none: [`ProcessSet::allreduce_group`] of all ranks.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::*;
 use crate::error::Error;
 use crate::runtime::{Builder, Kolo};
-use crate::tensor::{Blocks, Element};
+use crate::tensor::{Blocks, Element, ReduceOp, Reducible};
 
 /// Small enough that a few kilobytes take many steps.
 const SMALL: Terms = Terms { most: Bytes::kib(64), chunk: 700 };
@@ -286,6 +286,11 @@ impl<W: Wire> Wire for Damaging<'_, W> {
             data[at] = T::zeroed();
         }
         Ok(())
+    }
+
+    /// No object needs it.
+    fn combine<T: Reducible>(&mut self, data: &mut [T], op: ReduceOp) -> Result<()> {
+        self.wire.combine(data, op)
     }
 
     fn decline(&mut self, error: Error) -> Error {

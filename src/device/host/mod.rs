@@ -22,12 +22,14 @@ mod dots;
 mod half;
 mod kernel;
 mod lane;
+mod rows;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use copy::{can_stream, copy, copy_streaming};
 pub(crate) use dots::{dots, pair, pairs};
+pub(crate) use rows::add_rows;
 
 use crate::tensor::{DType, ReduceOp};
 
