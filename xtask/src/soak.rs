@@ -13,7 +13,7 @@ use crate::workspace::{cargo, typed};
 pub(crate) const TEST: &str = "soak";
 /// Rounds of the task, and of the suite, which has a minute.
 const ROUNDS: u64 = 10_000;
-pub(crate) const SUITE_ROUNDS: u64 = 2_000;
+pub(crate) const SUITE_ROUNDS: u64 = 10_000;
 /// However slow the machine.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
 

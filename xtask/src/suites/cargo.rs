@@ -110,6 +110,33 @@ pub(crate) fn loom(context: &Context) -> Result<()> {
     context.need_tests()
 }
 
+/// Only a nightly Rust has the sanitizer's switch.
+pub(crate) fn asan(context: &Context) -> Result<()> {
+    if !has_toolchain("nightly") {
+        context.skip(
+            "no nightly Rust is installed, and AddressSanitizer needs one: rustup toolchain install nightly".into(),
+        );
+        return Ok(());
+    }
+    let mut command = Command::new("rustup");
+    command.args(["run", "nightly", "cargo", "test", "--quiet", "--package", "kolo", "--no-default-features", "--lib"]);
+    // With a target named, build scripts and macros are spared the flags.
+    command.args(["--target", &format!("{}-unknown-linux-gnu", std::env::consts::ARCH)]);
+    command.env_remove("RUSTUP_TOOLCHAIN").current_dir(root());
+    command.env("RUSTFLAGS", "-Zsanitizer=address").env("CARGO_TARGET_DIR", target().join("asan"));
+    // Some tests leak handles on purpose.
+    command.env("ASAN_OPTIONS", "detect_leaks=0");
+    context.run(&mut command)?;
+    context.need_tests()
+}
+
+/// Whether rustup has this Rust.
+fn has_toolchain(name: &str) -> bool {
+    let mut installed = Command::new("rustup");
+    installed.args(["run", name, "rustc", "--version"]).env_remove("RUSTUP_TOOLCHAIN");
+    installed.output().is_ok_and(|output| output.status.success())
+}
+
 pub(crate) fn seeds(context: &Context) -> Result<()> {
     let mut command = cargo(&["test", "--quiet", "--release", "--workspace", "--lib", "seeded"]);
     context.run(command.env("KOLO_SEEDS", "10000"))?;
@@ -166,9 +193,7 @@ pub(crate) fn soak(context: &Context) -> Result<()> {
 
 pub(crate) fn msrv(context: &Context) -> Result<()> {
     let oldest = env!("CARGO_PKG_RUST_VERSION");
-    let mut installed = Command::new("rustup");
-    installed.args(["run", oldest, "rustc", "--version"]).env_remove("RUSTUP_TOOLCHAIN");
-    if !installed.output().is_ok_and(|output| output.status.success()) {
+    if !has_toolchain(oldest) {
         println!("Rust {oldest} is not installed: clippy's incompatible_msrv, in the suite clippy, stands in for it");
         return Ok(());
     }

@@ -8,8 +8,8 @@ use super::{Context, cargo, examples, floors, hosts, mpich, package, readme, uns
 pub(crate) struct Suite {
     /// Its name, for `--only`.
     pub(crate) name: &'static str,
-    /// Its budget, in seconds on 2 cores, counting what it compiles in a fresh clone. With `--full`, a default suite has
-    /// [`FULL_FACTOR`] times as long: CI's machine may be busy, and nothing is compiled yet.
+    /// Its budget, in seconds on 2 cores, counting what it compiles in a fresh clone. With `--full`, a default suite has half
+    /// as long again: CI's machine may be busy, and nothing is compiled yet.
     pub(crate) seconds: u64,
     /// Whether it runs only with `--full`, or by name.
     pub(crate) long: bool,
@@ -21,13 +21,10 @@ pub(crate) struct Suite {
     pub(crate) run: fn(&Context) -> Result<()>,
 }
 
-/// How much longer a default suite may take with `--full`.
-pub(crate) const FULL_FACTOR: u64 = 2;
-
 impl Suite {
     /// Its budget in seconds in a full run, or in a default one.
     pub(crate) const fn budget(&self, full: bool) -> u64 {
-        if full && !self.long { self.seconds * FULL_FACTOR } else { self.seconds }
+        if full && !self.long { self.seconds + self.seconds / 2 } else { self.seconds }
     }
 }
 
@@ -65,15 +62,16 @@ pub(crate) const SUITES: &[Suite] = &[
     suite("mpi", 250, "tests", "tests in 1 to 4 ranks under a real mpirun", cargo::mpi),
     suite("examples", 70, "examples", "every example on 2 ranks", examples::run),
     suite("readme", 10, "blocks", "the shell commands of README.md", readme::run),
-    long("package", 90, "checks", "the package holds what it needs and builds by itself", package::run),
-    long("downstream", 120, "checks", "a crate that uses kolo as a stranger would, on 2 ranks", examples::downstream),
-    long("loom", 330, "tests", "the shared-memory protocol under every interleaving", cargo::loom),
-    long("seeds", 290, "tests", "10,000 seeds of delays and interleavings", cargo::seeds),
-    long("hosts", 250, "tests", "jobs across hosts made out of namespaces, cut and slow links", hosts::run),
+    long("package", 100, "checks", "the package holds what it needs and builds by itself", package::run),
+    long("downstream", 140, "checks", "a crate that uses kolo as a stranger would, on 2 ranks", examples::downstream),
+    long("loom", 360, "tests", "the shared-memory protocol under every interleaving", cargo::loom),
+    long("seeds", 300, "tests", "10,000 seeds of delays and interleavings", cargo::seeds),
+    long("hosts", 300, "tests", "jobs across hosts made out of namespaces, cut and slow links", hosts::run),
     long("faults", 360, "tests", "killed and stopped ranks, rounds of faults, a small /dev/shm", cargo::faults),
-    long("conformance", 420, "cases", "every collective in every form, against references", cargo::conformance),
+    long("conformance", 340, "cases", "every collective in every form, against references", cargo::conformance),
     long("fuzz", 120, "cases", "damaged and random bytes, from new seeds, for a minute", cargo::fuzz),
-    long("soak", 70, "checks", "what 4 ranks hold stays flat over many rounds", cargo::soak),
+    long("asan", 300, "tests", "the in-process tests under AddressSanitizer", cargo::asan),
+    long("soak", 180, "checks", "what 4 ranks hold stays flat over many rounds", cargo::soak),
     long("mpich", 560, "tests", "the mpi suite, built against MPICH", mpich::run),
-    long("msrv", 90, "checks", "compiles with the oldest supported Rust", cargo::msrv),
+    long("msrv", 60, "checks", "compiles with the oldest supported Rust", cargo::msrv),
 ];
