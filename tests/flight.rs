@@ -80,7 +80,21 @@ fn rank(how: impl Fn()) -> ! {
     std::process::exit(i32::from(train(how) != ExitCode::SUCCESS))
 }
 
+/// Kills itself once the others wait for it: a launcher may end them at once, wherever they are.
 fn die() {
+    let directory = PathBuf::from(std::env::var_os("KOLO_FLIGHT_DIR").expect("set for the job"));
+    let me = xtask::mpi::rank().expect("a rank") as u32;
+    let end = Instant::now() + PATIENCE;
+    let waits = |standing: &kolo::flight::Standing| standing.last.as_ref().is_some_and(|last| last.bytes == 56);
+    loop {
+        // They may be writing.
+        let seen = read([&directory]).ok().and_then(|found| diagnose(&found.recordings).ok());
+        if seen.is_some_and(|seen| seen.ranks.iter().all(|standing| standing.rank == me || waits(standing))) {
+            break;
+        }
+        assert!(Instant::now() < end, "the others do not come to wait");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     kill_process(getpid(), Signal::KILL).expect("it may kill itself");
     std::thread::sleep(PATIENCE * 2);
 }
