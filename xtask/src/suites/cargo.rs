@@ -17,8 +17,8 @@ const FEATURE_SETS: &[&[&str]] = &[&["--workspace"], &["--package", "kolo", "--n
 const FAULTS: &str = "faults";
 /// Tests of long waits: they wait, so they go with those. Every MPI has them.
 pub(super) const STALLS: &str = "stalls";
-/// The same of operations in order.
-pub(super) const IN_ORDER_FAULTS: &str = "in_order_faults";
+/// The faults of operations in order. As the others, they need a launcher that ends ranks that are stopped.
+const IN_ORDER_FAULTS: &str = "in_order_faults";
 /// Tests that make hosts out of namespaces: another one.
 pub(super) const HOSTS: &str = "hosts";
 /// Rounds of faults, which belong to the suite of the faults.

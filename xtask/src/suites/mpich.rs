@@ -19,7 +19,7 @@ pub(crate) fn run(context: &Context) -> Result<()> {
     let mpich = Mpich::ensure(context)?;
     cargo::mpi_with(context, |command| {
         command
-            .args(["--test", cargo::STALLS, "--test", cargo::IN_ORDER_FAULTS])
+            .args(["--test", cargo::STALLS])
             .env("MPICC", mpich.compiler())
             .env_remove("MPI_PKG_CONFIG")
             .env("LD_LIBRARY_PATH", mpich.libraries())
