@@ -93,7 +93,7 @@ fn die() {
             break;
         }
         assert!(Instant::now() < end, "the others do not come to wait");
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::yield_now();
     }
     kill_process(getpid(), Signal::KILL).expect("it may kill itself");
     std::thread::sleep(PATIENCE * 2);
