@@ -292,21 +292,32 @@ fn at_exit(status: Option<c_int>) {
         (std::mem::take(&mut state.live), !matches!(state.home, Home::None | Home::Over))
     };
     let alive = !live.is_empty();
+    // Where the C library does not tell the status, it may be 0.
+    let succeeds = status.is_none_or(|status| status & 0xff == 0);
+    // A logger may panic when its thread-local storage is gone.
+    let say = || {
+        if succeeds {
+            drop(catch_unwind(tell));
+        }
+    };
+    let mut fail = |error: &Error| {
+        mark_failed(&error.to_string());
+        say();
+    };
     if !alive
         && ours
         && !failed()
-        && let Err(error) = world::depart()
+        && let Err(error) = world::depart(&mut fail)
     {
-        mark_failed(&error.to_string());
+        fail(&error);
     }
     for on_exit in live.into_values() {
         // What a callback panics with has been reported by the panic hook; the process ends anyway.
         drop(catch_unwind(AssertUnwindSafe(|| on_exit(status))));
     }
     if alive || (failed() && ours) {
-        if status.is_none_or(|status| status & 0xff == 0) {
-            // A logger may panic when its thread-local storage is gone.
-            drop(catch_unwind(tell));
+        say();
+        if succeeds {
             // SAFETY: flushes what C libraries have printed, and ends the process: later handlers only tidy up.
             unsafe {
                 libc::fflush(std::ptr::null_mut());

@@ -23,7 +23,8 @@
 //!    its own parked transfers on, until those are over or [`SETTLE`] has passed.
 //! 4. All ranks gather a second time and tell what is left. A rank goes on to take while it waits there, so it may come
 //!    early: the others' sends need it. After the gathering all sends of all ranks are over, or some rank has said that
-//!    its are not, and then no rank finalises.
+//!    its are not, and then no rank finalises. Such a rank tells the user before it comes to the gathering: the others
+//!    end as soon as they hear of it, and then the launcher may end this one at any moment.
 //!
 //! Why no message is missed: from one rank to another, messages are matched in the order in which they were sent. The
 //! gatherings' own messages are sent after all that was left behind. So a rank that sees such a message first has taken
@@ -204,32 +205,41 @@ fn work(end: Instant) -> Result<usize> {
 ///
 /// # Errors
 ///
-/// Those of MPI, and what was not over in time, here or elsewhere: then MPI must not be finalised.
-pub(super) fn settle(world: &MpiWorld) -> Result<()> {
+/// Those of MPI, and what was not over in time here: then MPI must not be finalised. `tell` has heard of the latter, as
+/// far as it concerns the others. What was not over elsewhere is marked as a failure that another rank tells.
+pub(super) fn settle(world: &MpiWorld, tell: &mut dyn FnMut(&Error)) -> Result<()> {
     /// As long as the others may work.
     const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
     let some = |counts: &[Vec<u8>]| counts.iter().position(|count| count.iter().any(|&byte| byte != 0));
     if some(&world.gather(&parked().to_le_bytes(), FOREVER, &mut || Ok(()))?).is_none() {
         return Ok(());
     }
-    let mut parked = work(Instant::now() + SETTLE)?;
-    let others = world.gather(&parked.to_le_bytes(), SETTLE * 2, &mut || lock().round())?;
-    if some(&others).is_none() {
-        // What was taken in the meantime has been sent whole.
-        parked = work(Instant::now() + SETTLE)?;
-    }
+    let parked = work(Instant::now() + SETTLE)?;
     if parked > 0 {
-        return Err(Error::Poisoned(
-            format!(
-                "{parked} messages of a set or communicator that was given up did not come to their end within \
-                 {SETTLE:?}; see whether a rank is stopped or cannot be reached"
-            )
-            .into(),
-        ));
+        tell(&unsettled(parked));
+    }
+    let others = world.gather(&parked.to_le_bytes(), SETTLE * 2, &mut || lock().round())?;
+    if parked > 0 {
+        return Err(unsettled(parked));
     }
     if let Some(rank) = some(&others) {
         // That rank tells.
         exit::mark_failed_told(&format!("rank {rank} cannot finalise MPI"));
+        return Ok(());
     }
-    Ok(())
+    // What was taken in the meantime has been sent whole.
+    match work(Instant::now() + SETTLE)? {
+        0 => Ok(()),
+        parked => Err(unsettled(parked)),
+    }
+}
+
+fn unsettled(parked: usize) -> Error {
+    Error::Poisoned(
+        format!(
+            "{parked} messages of a set or communicator that was given up did not come to their end within {SETTLE:?}; \
+             see whether a rank is stopped or cannot be reached"
+        )
+        .into(),
+    )
 }

@@ -166,10 +166,10 @@ impl MpiWorld {
 /// # Errors
 ///
 /// Those of [`leftover::settle`]: then there is no orderly end.
-pub(super) fn depart() -> Result<()> {
+pub(super) fn depart(tell: &mut dyn FnMut(&Error)) -> Result<()> {
     let world = WORLD.try_lock().ok().and_then(|world| world.clone());
     let world = world.ok_or_else(|| Error::config("kolo did not come to start over it"))?;
-    leftover::settle(&world)
+    leftover::settle(&world, tell)
 }
 
 /// Brings MPI to life if it is not, and returns the communicator to duplicate.
