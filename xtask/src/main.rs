@@ -20,8 +20,8 @@ cargo xtask demo [-- [-np N] [ARGUMENTS]]
 
 cargo xtask test [--full] [--keep-going] [--only SUITE]... [--list]
     Runs the test suites, each within a time budget, up to the first that fails. The last line counts the suites.
-    --full        also the long suites; this is what CI runs
-    --keep-going  runs the other suites after one has failed
+    --full        also the long suites, and goes on after one has failed; this is what CI runs
+    --keep-going  goes on after one has failed without the long suites, too
     --only SUITE  runs this suite (repeatable), long or not
     --list        names the suites with their budgets
 

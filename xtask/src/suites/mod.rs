@@ -124,6 +124,11 @@ impl Options {
         if self.only.is_empty() { self.full || !suite.long } else { self.only.iter().any(|name| name == suite.name) }
     }
 
+    /// Whether a suite that fails leaves the others to run. A full run is long, so that one has to tell of all.
+    fn goes_on(&self) -> bool {
+        self.keep_going || self.full
+    }
+
     fn limit(&self) -> Duration {
         if self.full || !self.only.is_empty() { FULL_LIMIT } else { DEFAULT_LIMIT }
     }
@@ -161,7 +166,7 @@ pub(crate) fn run(words: &[String]) -> Result<ExitCode> {
             Outcome::Failed => failed += 1,
             Outcome::Skipped => skipped += 1,
         }
-        if failed > 0 && !options.keep_going {
+        if failed > 0 && !options.goes_on() {
             break;
         }
     }
