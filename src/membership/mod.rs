@@ -6,6 +6,7 @@
 mod absence;
 mod hosts;
 mod last_words;
+mod nudge;
 pub(crate) mod share;
 mod standing;
 mod watch;
@@ -33,9 +34,10 @@ use crate::transport::{Link, Stamp};
 pub(crate) use absence::{Absence, Roster};
 pub(crate) use hosts::{Hosts, Waiting};
 pub(crate) use last_words::{panic_text, record_panics};
+pub(crate) use nudge::{Doorway, Nudge};
 pub(crate) use share::Way;
 pub use standing::{LastOperation, RankState, RankStatus};
-pub(crate) use watch::{Doorway, Nudge, WatchParts, Watcher};
+pub(crate) use watch::{WatchParts, Watcher};
 pub(crate) use world::World;
 
 /// How long a failed job lives on so that every rank sees why, before it is ended by force.

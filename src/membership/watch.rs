@@ -1,9 +1,7 @@
 //! The thread that sees peers end. It sleeps until one does, until a leader of another host speaks, or until it is
 //! nudged; it never wakes for nothing.
 
-use std::fs::OpenOptions;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -12,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::hosts::HostState;
+use super::nudge::{Doorway, LOOK, send};
 use super::{Core, GRACE, Way, panic_text};
 use crate::error::{Error, Failure, Result};
 use crate::event::tell_warning;
@@ -35,32 +33,6 @@ const GO_ON: u8 = 0;
 const RETIRE: u8 = 1;
 const STOP: u8 = 2;
 
-/// Means "look at the state of the job" where a host's number would stand.
-const LOOK: u16 = u16::MAX;
-
-/// Wakes watchers: that of this rank, and that of the host's leader, who speaks with other hosts.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Nudge {
-    pub(crate) own: Option<Arc<OwnedFd>>,
-    pub(crate) leader: Option<Arc<OwnedFd>>,
-}
-
-impl Nudge {
-    /// Lets both look at the state of the job.
-    pub(super) fn look(&self) {
-        for pipe in [&self.own, &self.leader].into_iter().flatten() {
-            send(pipe, LOOK);
-        }
-    }
-
-    /// Lets the leader wake the ranks of another host.
-    pub(super) fn ring(&self, host: usize) {
-        if let (Some(pipe), Ok(host)) = (&self.leader, u16::try_from(host)) {
-            send(pipe, host);
-        }
-    }
-}
-
 /// How long a broken connection may be followed by the reason, from another host or from ranks of this one.
 const REASON: Duration = Duration::from_millis(100);
 /// How long a leader waits before it tells of a host that is gone. Other ranks of that host know more and tell first; a
@@ -76,56 +48,6 @@ pub(super) const LISTEN: Duration = Duration::from_millis(100);
 const PATROL: Duration = Duration::from_secs(2);
 /// A host summons the others at most this often.
 const SUMMONS: Duration = Duration::from_millis(500);
-
-/// Two bytes go into a pipe whole or not at all.
-fn send(pipe: &OwnedFd, word: u16) {
-    loop {
-        match rustix::io::write(pipe, &word.to_le_bytes()) {
-            Err(Errno::INTR) => {}
-            // Full: thousands of nudges wait, and the watcher is awake. Gone: nobody is there to wake.
-            _ => return,
-        }
-    }
-}
-
-/// The pipe of a watcher that is to be.
-#[derive(Debug)]
-pub(crate) struct Doorway {
-    read: OwnedFd,
-    pub(crate) write: Arc<OwnedFd>,
-}
-
-impl Doorway {
-    pub(crate) fn new() -> Result<Self> {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(|e| {
-            Error::system("making a pipe for the thread that watches peers; raise the limit on open files", e)
-        })?;
-        Ok(Self { read, write: Arc::new(write) })
-    }
-
-    /// What a peer needs to [`open`](Self::open_peer) it.
-    pub(crate) fn address(&self) -> (u32, RawFd) {
-        (std::process::id(), self.write.as_raw_fd())
-    }
-
-    /// The writing end of a peer's pipe.
-    pub(crate) fn open_peer((pid, fd): (u32, RawFd)) -> Result<OwnedFd> {
-        // Open for reading as well: then a leader that went away is no SIGPIPE.
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
-            .open(format!("/proc/{pid}/fd/{fd}"))
-            .map(OwnedFd::from)
-            .map_err(|e| {
-                let text = format!(
-                    "opening the pipe of the host's leader (/proc/{pid}/fd/{fd}); the ranks of a host must run as one \
-                     user and be allowed to look into each other's /proc"
-                );
-                Error::system(text, e)
-            })
-    }
-}
 
 /// The running thread. Dropping it stops it.
 #[derive(Debug)]
