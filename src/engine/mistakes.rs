@@ -87,7 +87,7 @@ fn far_shape(random: &mut Random) -> Shape {
 fn seeded_ranks_that_are_late_make_no_mistake() {
     let stalled = std::cell::Cell::new(0);
     for_each_seed(100, |seed| {
-        let mut random = Random(seed ^ 0x1a7e);
+        let mut random = Random::new(seed ^ 0x1a7e);
         let shape = far_shape(&mut random);
         let ranks = shape.hosts.iter().sum();
         let mut channels = shape.channels();
@@ -111,7 +111,7 @@ fn seeded_ranks_that_are_late_make_no_mistake() {
 #[test]
 fn seeded_different_calls_end_every_rank() {
     for_each_seed_and(200, &[1645, 3391], |seed| {
-        let mut random = Random(seed ^ 0xd1ff);
+        let mut random = Random::new(seed ^ 0xd1ff);
         let shape = far_shape(&mut random);
         let ranks: usize = shape.hosts.iter().sum();
         let mut channels = shape.channels();
@@ -173,7 +173,7 @@ fn outcomes(hosts: &[usize], call: impl Fn(usize) -> Collective) -> Vec<String> 
         };
         (at < 3).then_some(operation)
     };
-    let (ends, _) = run(&mut channels, &mut Random(5), false, &mut operation);
+    let (ends, _) = run(&mut channels, &mut Random::new(5), false, &mut operation);
     ends.into_iter().map(|(_, end)| end.expect_err("the ranks differ").to_string()).collect()
 }
 

@@ -13,24 +13,7 @@ use crate::plan::{Algorithm, Layout, Table, Thresholds};
 use crate::transport::shm::{Arena, ArenaParams, Control, Memory};
 use crate::transport::sim::Network;
 use crate::transport::{Link, Stamp};
-
-/// SplitMix64: small, and the same everywhere, so that a seed means the same run everywhere.
-#[derive(Clone, Debug)]
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-}
+pub(crate) use xtask::random::Random;
 
 /// What a test may vary.
 #[derive(Clone, Debug)]

@@ -71,13 +71,13 @@ impl Chain {
 mod tests {
     use super::*;
     use crate::plan::LinkPlan;
-    use crate::plan::check::{Chance, Element, assert_ordered, counts, run_links};
+    use crate::plan::check::{Element, Random, assert_ordered, counts, run_links};
     use proptest::prelude::*;
 
     fn allreduce(n: usize, count: usize, segment: usize, seed: u64) {
         let plans: Vec<LinkPlan> = (0..n).map(|me| Chain::allreduce(n, me, count, segment).into()).collect();
         let own = |rank, at| Some(Element::of(rank, at));
-        let (work, sent) = run_links(&plans, count, own, &mut Chance::new(seed));
+        let (work, sent) = run_links(&plans, count, own, &mut Random::new(seed));
         for work in &work {
             for (index, element) in work.iter().enumerate() {
                 assert_ordered(element.as_ref().expect("written"), index, n);

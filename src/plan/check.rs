@@ -8,30 +8,14 @@ use super::direct::{ChunkSteps, HostPlan, Own, UnpackAfter};
 use super::round::{Combine, LinkPlan, Round, Values};
 use super::slot::SlotPlan;
 use super::span::Span;
+pub(super) use xtask::random::Random;
 
-/// A small generator (splitmix64): deterministic, seeded.
-pub(super) struct Chance(u64);
-
-impl Chance {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+/// An order in which some ranks are starved: a random rank is preferred for a while.
+fn adversary(random: &mut Random, n: usize, favourite: &mut usize) -> usize {
+    if random.below(8) == 0 {
+        *favourite = random.below(n);
     }
-
-    pub(super) fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-
-    /// An order in which some ranks are starved: a random rank is preferred for a while.
-    fn adversary(&mut self, n: usize, favourite: &mut usize) -> usize {
-        if self.below(8) == 0 {
-            *favourite = self.below(n);
-        }
-        if self.below(3) > 0 { *favourite } else { self.below(n) }
-    }
+    if random.below(3) > 0 { *favourite } else { random.below(n) }
 }
 
 /// One element's value: which element of which block it is, and who contributed, in order.
@@ -106,10 +90,10 @@ pub(super) fn run_host(
     slot_len: usize,
     inputs: &[Memory],
     outputs: &mut [Memory],
-    chance: &mut Chance,
+    random: &mut Random,
 ) -> Vec<Moved> {
     let plans: Vec<SlotPlan> = plans.iter().map(|plan| plan.clone().into()).collect();
-    run_slots(&plans, slots, slot_len, inputs, outputs, chance)
+    run_slots(&plans, slots, slot_len, inputs, outputs, random)
 }
 
 /// Runs one operation on all members of a host; `inputs` and `outputs` are theirs.
@@ -119,7 +103,7 @@ pub(super) fn run_slots(
     slot_len: usize,
     inputs: &[Memory],
     outputs: &mut [Memory],
-    chance: &mut Chance,
+    random: &mut Random,
 ) -> Vec<Moved> {
     let n = plans.len();
     let chunks = plans[0].chunks();
@@ -137,7 +121,7 @@ pub(super) fn run_slots(
     let mut moved = vec![Moved::default(); n];
     let mut favourite = 0;
     while members.iter().any(|member| member.chunk < chunks) {
-        let me = chance.adversary(n, &mut favourite);
+        let me = adversary(random, n, &mut favourite);
         if advance(plans, me, &mut members, &mut memory, &inputs[me], &mut outputs[me], &mut moved[me]) {
             continue;
         }
@@ -297,7 +281,7 @@ pub(super) fn run_links(
     plans: &[LinkPlan],
     len: usize,
     own: impl Fn(usize, usize) -> Option<Element>,
-    chance: &mut Chance,
+    random: &mut Random,
 ) -> (Vec<Memory>, Vec<Sent>) {
     let n = plans.len();
     let rounds = plans[0].rounds();
@@ -310,7 +294,7 @@ pub(super) fn run_links(
     let mut wires: Vec<Vec<Option<Message>>> = (0..n).map(|_| (0..n).map(|_| None).collect()).collect();
     let mut favourite = 0;
     while ranks.iter().any(|rank| rank.index < rounds) || wires.iter().flatten().any(Option::is_some) {
-        let first = chance.adversary(n, &mut favourite);
+        let first = adversary(random, n, &mut favourite);
         let able = (0..n).any(|far| {
             let me = (first + far) % n;
             exchange(&plans[me], me, rounds, &mut ranks[me], &mut work[me], &mut wires, &mut sent[me], &own)

@@ -338,27 +338,27 @@ impl HostPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::check::{Chance, Element, Memory, Moved, assert_ordered, contributions, counts, run_host};
+    use crate::plan::check::{Element, Memory, Moved, Random, assert_ordered, contributions, counts, run_host};
     use proptest::prelude::*;
 
     /// Plans of all members; which of them read their own input privately is drawn.
-    fn plans(op: HostOp, n: usize, count: usize, chunk: usize, align: usize, chance: &mut Chance) -> Vec<HostPlan> {
-        let private = chance.below(3);
+    fn plans(op: HostOp, n: usize, count: usize, chunk: usize, align: usize, random: &mut Random) -> Vec<HostPlan> {
+        let private = random.below(3);
         (0..n)
             .map(|me| {
                 let plan = HostPlan::new(op, n, me, count, chunk, align);
-                if private == 0 || (private == 1 && chance.below(2) == 0) { plan.read_own_input() } else { plan }
+                if private == 0 || (private == 1 && random.below(2) == 0) { plan.read_own_input() } else { plan }
             })
             .collect()
     }
 
     fn allreduce(op: HostOp, n: usize, count: usize, chunk: usize, align: usize, seed: u64) {
-        let mut chance = Chance::new(seed);
-        let slots = 1 + chance.below(3);
-        let plans = plans(op, n, count, chunk, align, &mut chance);
+        let mut random = Random::new(seed);
+        let slots = 1 + random.below(3);
+        let plans = plans(op, n, count, chunk, align, &mut random);
         let inputs: Vec<Memory> = (0..n).map(|rank| contributions(rank, count)).collect();
         let mut outputs: Vec<Memory> = vec![vec![None; count]; n];
-        let moved = run_host(&plans, slots, chunk, &inputs, &mut outputs, &mut chance);
+        let moved = run_host(&plans, slots, chunk, &inputs, &mut outputs, &mut random);
         for (me, output) in outputs.iter().enumerate() {
             for (index, element) in output.iter().enumerate() {
                 assert_ordered(element.as_ref().expect("an output element was not written"), index, n);
@@ -387,9 +387,9 @@ mod tests {
     }
 
     fn gather(op: HostOp, n: usize, count: usize, chunk: usize, seed: u64) {
-        let mut chance = Chance::new(seed);
-        let slots = 1 + chance.below(3);
-        let plans = plans(op, n, count, chunk, 1 + chance.below(5), &mut chance);
+        let mut random = Random::new(seed);
+        let slots = 1 + random.below(3);
+        let plans = plans(op, n, count, chunk, 1 + random.below(5), &mut random);
         let (input_len, output_len) = match op {
             HostOp::Allgather => (count, n * count),
             _ => (count, count),
@@ -400,7 +400,7 @@ mod tests {
             _ => Span::new(0, output_len),
         };
         let mut outputs: Vec<Memory> = (0..n).map(|me| vec![None; block(me).len]).collect();
-        let moved = run_host(&plans, slots, chunk, &inputs, &mut outputs, &mut chance);
+        let moved = run_host(&plans, slots, chunk, &inputs, &mut outputs, &mut random);
         for (me, output) in outputs.iter().enumerate() {
             let traffic = (moved[me].packed, moved[me].reduced, moved[me].written, moved[me].unpacked);
             match op {
@@ -496,21 +496,21 @@ mod tests {
     #[test]
     fn blocks_of_any_lengths_are_reduced_and_scattered() {
         for n in 1..=17 {
-            let mut chance = Chance::new(n as u64);
+            let mut random = Random::new(n as u64);
             for most in [0, 1, 7, 40] {
                 let mut count = 0;
                 let blocks = (0..n).map(|_| {
-                    let len = chance.below(most + 1);
+                    let len = random.below(most + 1);
                     count += len;
                     Span::new(count - len, len)
                 });
                 let blocks: Arc<[Span]> = blocks.collect();
                 let op = HostOp::ReduceScatter { row: 1 };
-                let all = plans(op, n, count, 20, 1 + chance.below(5), &mut chance);
+                let all = plans(op, n, count, 20, 1 + random.below(5), &mut random);
                 let all: Vec<HostPlan> = all.into_iter().map(|plan| plan.cut(Arc::clone(&blocks))).collect();
                 let inputs: Vec<Memory> = (0..n).map(|rank| contributions(rank, count)).collect();
                 let mut outputs: Vec<Memory> = blocks.iter().map(|block| vec![None; block.len]).collect();
-                run_host(&all, 1 + chance.below(3), 20, &inputs, &mut outputs, &mut chance);
+                run_host(&all, 1 + random.below(3), 20, &inputs, &mut outputs, &mut random);
                 for (output, block) in outputs.iter().zip(&*blocks) {
                     for (index, element) in output.iter().enumerate() {
                         assert_ordered(element.as_ref().expect("written"), block.start + index, n);

@@ -61,7 +61,7 @@ impl Meeting {
 mod tests {
     use super::*;
     use crate::plan::LinkPlan;
-    use crate::plan::check::{Chance, Element, run_links};
+    use crate::plan::check::{Element, Random, run_links};
     use proptest::prelude::*;
 
     fn meet(n: usize, lengths: &[usize], seed: u64) {
@@ -75,7 +75,7 @@ mod tests {
         let plans: Vec<LinkPlan> = (0..n).map(|me| Meeting::new(n, me, Arc::clone(&shared)).into()).collect();
         assert_eq!(plans[0].rounds(), lengths.len().div_ceil(n));
         let own = |rank: usize, at: usize| (at / count.max(1) == rank).then(|| Element::of(rank, at));
-        let (work, sent) = run_links(&plans, n * count, own, &mut Chance::new(seed));
+        let (work, sent) = run_links(&plans, n * count, own, &mut Random::new(seed));
         for (me, work) in work.iter().enumerate() {
             let mine = cuts.windows(2).enumerate().filter(|(portion, _)| portion % n == me);
             let mut owned = 0;

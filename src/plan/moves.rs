@@ -203,7 +203,7 @@ impl PairMoves {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::check::{Chance, Element, Memory, contributions, run_slots};
+    use crate::plan::check::{Element, Memory, Random, contributions, run_slots};
     use crate::plan::slot::SlotPlan;
 
     /// How many elements rank i sends to rank j; what a moves' instance is made of, and what must come of it.
@@ -232,11 +232,11 @@ mod tests {
         Case { all: (0..n).map(moves).collect(), expected }
     }
 
-    fn all_to_all(n: usize, chance: &mut Chance, most: usize) -> Case {
+    fn all_to_all(n: usize, random: &mut Random, most: usize) -> Case {
         let counts: Vec<Vec<usize>> = (0..n)
             .map(|_| {
-                let nothing = chance.below(4) == 0;
-                (0..n).map(|_| if nothing || chance.below(3) == 0 { 0 } else { chance.below(most + 1) }).collect()
+                let nothing = random.below(4) == 0;
+                (0..n).map(|_| if nothing || random.below(3) == 0 { 0 } else { random.below(most + 1) }).collect()
             })
             .collect();
         let span = |from: usize, to: usize| Span::new(counts[from][..to].iter().sum(), counts[from][to]);
@@ -251,22 +251,22 @@ mod tests {
         Case { all: (0..n).map(moves).collect(), expected: (0..n).map(get).collect() }
     }
 
-    fn check(case: &Case, chance: &mut Chance) {
+    fn check(case: &Case, random: &mut Random) {
         let n = case.all.len();
         for (moves, expected) in case.all.iter().zip(&case.expected) {
             assert_eq!(moves.output(), expected.len());
         }
-        slots(case, chance, n);
+        slots(case, random, n);
         pairs(case, n);
     }
 
-    fn slots(case: &Case, chance: &mut Chance, n: usize) {
-        let (slots, step) = (1 + chance.below(3), 1 + chance.below(9));
+    fn slots(case: &Case, random: &mut Random, n: usize) {
+        let (slots, step) = (1 + random.below(3), 1 + random.below(9));
         let plans: Vec<SlotPlan> =
             case.all.iter().map(|moves| SlotMoves::new(Arc::clone(moves), step).into()).collect();
         let inputs: Vec<Memory> = (0..n).map(|rank| contributions(rank, case.all[rank].input())).collect();
         let mut outputs: Vec<Memory> = case.expected.iter().map(|output| vec![None; output.len()]).collect();
-        run_slots(&plans, slots, step, &inputs, &mut outputs, chance);
+        run_slots(&plans, slots, step, &inputs, &mut outputs, random);
         for (output, expected) in outputs.iter().zip(&case.expected) {
             assert!(output.iter().cloned().eq(expected.iter().map(|&(from, at)| Some(Element::of(from, at)))));
         }
@@ -310,14 +310,14 @@ mod tests {
     #[test]
     fn every_block_arrives_once_where_it_belongs() {
         for n in 1..=17 {
-            let mut chance = Chance::new(n as u64);
+            let mut random = Random::new(n as u64);
             for most in [0, 1, 5, 23] {
-                let counts: Vec<usize> = (0..n).map(|_| chance.below(most + 1)).collect();
-                check(&gather(&counts, None), &mut chance);
-                let root = chance.below(n);
-                check(&gather(&counts, Some(root)), &mut chance);
-                check(&scatter(&counts, root), &mut chance);
-                check(&all_to_all(n, &mut chance, most), &mut chance);
+                let counts: Vec<usize> = (0..n).map(|_| random.below(most + 1)).collect();
+                check(&gather(&counts, None), &mut random);
+                let root = random.below(n);
+                check(&gather(&counts, Some(root)), &mut random);
+                check(&scatter(&counts, root), &mut random);
+                check(&all_to_all(n, &mut random, most), &mut random);
             }
         }
     }

@@ -126,13 +126,13 @@ impl Ring {
 mod tests {
     use super::*;
     use crate::plan::LinkPlan;
-    use crate::plan::check::{Chance, Element, assert_complete, counts, run_links};
+    use crate::plan::check::{Element, Random, assert_complete, counts, run_links};
     use proptest::prelude::*;
 
     fn allreduce(n: usize, count: usize, align: usize, seed: u64) {
         let plans: Vec<LinkPlan> = (0..n).map(|me| Ring::allreduce(n, me, count, align).into()).collect();
         let own = |rank, at| Some(Element::of(rank, at));
-        let (work, sent) = run_links(&plans, count, own, &mut Chance::new(seed));
+        let (work, sent) = run_links(&plans, count, own, &mut Random::new(seed));
         for (index, first) in work[0].iter().enumerate() {
             assert_complete(first.as_ref().expect("written"), index, n);
             assert!(work.iter().all(|other| other[index] == *first), "the same order on every rank");
@@ -152,7 +152,7 @@ mod tests {
         let count = rows * row;
         let plans: Vec<LinkPlan> = (0..n).map(|me| Ring::reduce_scatter(n, me, count, row).into()).collect();
         let own = |rank, at| Some(Element::of(rank, at));
-        let (work, sent) = run_links(&plans, count, own, &mut Chance::new(seed));
+        let (work, sent) = run_links(&plans, count, own, &mut Random::new(seed));
         for (me, work) in work.iter().enumerate() {
             let block = Span::new(0, count).part(me, n, row);
             assert_eq!(block.len, (rows / n + usize::from(me < rows % n)) * row, "the first ranks get one row more");
@@ -167,18 +167,18 @@ mod tests {
     #[test]
     fn blocks_of_any_lengths_arrive_complete() {
         for n in 1..=17 {
-            let mut chance = Chance::new(n as u64);
+            let mut random = Random::new(n as u64);
             for most in [0, 1, 9] {
                 let mut count = 0;
                 let blocks = (0..n).map(|_| {
-                    let len = chance.below(most + 1);
+                    let len = random.below(most + 1);
                     count += len;
                     Span::new(count - len, len)
                 });
                 let blocks: Arc<[Span]> = blocks.collect();
                 let plan = |me| Ring::reduce_scatter(n, me, count, 1).cut(Arc::clone(&blocks)).into();
                 let plans: Vec<LinkPlan> = (0..n).map(plan).collect();
-                let (work, _) = run_links(&plans, count, |rank, at| Some(Element::of(rank, at)), &mut chance);
+                let (work, _) = run_links(&plans, count, |rank, at| Some(Element::of(rank, at)), &mut random);
                 for (work, block) in work.iter().zip(&*blocks) {
                     for (index, element) in work.iter().enumerate().skip(block.start).take(block.len) {
                         assert_complete(element.as_ref().expect("written"), index, n);
@@ -191,7 +191,7 @@ mod tests {
     fn allgather(n: usize, count: usize, seed: u64) {
         let plans: Vec<LinkPlan> = (0..n).map(|me| Ring::allgather(n, me, count).into()).collect();
         let own = |rank, at| (at / count == rank).then(|| Element::of(rank, at));
-        let (work, sent) = run_links(&plans, n * count, own, &mut Chance::new(seed));
+        let (work, sent) = run_links(&plans, n * count, own, &mut Random::new(seed));
         for (work, sent) in work.iter().zip(sent) {
             for (index, element) in work.iter().enumerate() {
                 assert_eq!(*element, Some(Element::of(index / count, index)));

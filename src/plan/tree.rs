@@ -112,7 +112,7 @@ impl Tree {
 mod tests {
     use super::*;
     use crate::plan::LinkPlan;
-    use crate::plan::check::{Chance, Element, assert_complete, counts, run_links};
+    use crate::plan::check::{Element, Random, assert_complete, counts, run_links};
     use proptest::prelude::*;
 
     fn log2_up(n: usize) -> usize {
@@ -122,7 +122,7 @@ mod tests {
     fn allreduce(n: usize, count: usize, seed: u64) {
         let plans: Vec<LinkPlan> = (0..n).map(|me| Tree::allreduce(n, me, count).into()).collect();
         let own = |rank, at| Some(Element::of(rank, at));
-        let (work, sent) = run_links(&plans, count, own, &mut Chance::new(seed));
+        let (work, sent) = run_links(&plans, count, own, &mut Random::new(seed));
         for (index, first) in work[0].iter().enumerate() {
             assert_complete(first.as_ref().expect("written"), index, n);
             assert!(work.iter().all(|other| other[index] == *first), "the same order on every rank");
@@ -135,7 +135,7 @@ mod tests {
     fn broadcast(n: usize, root: usize, count: usize, seed: u64) {
         let plans: Vec<LinkPlan> = (0..n).map(|me| Tree::broadcast(n, me, root, count).into()).collect();
         let own = |rank, at| (rank == root).then(|| Element::of(rank, at));
-        let (work, sent) = run_links(&plans, count, own, &mut Chance::new(seed));
+        let (work, sent) = run_links(&plans, count, own, &mut Random::new(seed));
         for work in &work {
             assert!(work.iter().cloned().eq((0..count).map(|at| Some(Element::of(root, at)))));
         }

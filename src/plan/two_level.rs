@@ -185,7 +185,7 @@ impl TwoLevel {
 mod tests {
     use super::*;
     use crate::plan::check::{
-        Chance, Element, Memory, assert_complete, assert_ordered, contributions, run_host, run_links,
+        Element, Memory, Random, assert_complete, assert_ordered, contributions, run_host, run_links,
     };
     use crate::plan::{ChunkSteps, Span};
     use proptest::prelude::*;
@@ -219,7 +219,7 @@ mod tests {
         let ranks: usize = hosts.iter().map(Vec::len).sum();
         let levels: Vec<TwoLevel> = (0..ranks).map(|me| TwoLevel::new(hosts.to_vec(), me)).collect();
         let plans: Vec<HostPlan> = levels.iter().map(|level| level.host_plan(count, chunk, align)).collect();
-        let mut chance = Chance::new(seed);
+        let mut random = Random::new(seed);
         let mut outputs: Vec<Memory> = vec![vec![None; count]; ranks];
         let mut steps = vec![ChunkSteps::default(); ranks];
         for index in 0..plans[0].chunks() {
@@ -246,7 +246,7 @@ mod tests {
                     let ranks = levels[0].hosts()[host].to_vec();
                     Some(Element { index: at, ranks, done: false })
                 };
-                let (work, _) = run_links(&links, slot.len, own, &mut chance);
+                let (work, _) = run_links(&links, slot.len, own, &mut random);
                 for (host, &rank) in owners.iter().enumerate() {
                     for (at, element) in work[host].iter().enumerate() {
                         let mut element = element.clone().expect("written");
@@ -319,7 +319,7 @@ mod tests {
                 let ranks: usize = sizes.iter().sum();
                 let levels: Vec<TwoLevel> = (0..ranks).map(|me| TwoLevel::new(hosts.clone(), me)).collect();
                 for root in 0..ranks {
-                    let mut chance = Chance::new(root as u64);
+                    let mut random = Random::new(root as u64);
                     let relays: Vec<Relay> = levels.iter().map(|level| level.broadcast(root, count)).collect();
                     let speakers: Vec<usize> =
                         (0..sizes.len()).map(|host| levels[0].representative(root, host)).collect();
@@ -328,7 +328,7 @@ mod tests {
                     let links: Vec<LinkPlan> =
                         speakers.iter().map(|&rank| relays[rank].link.clone().expect("speaks")).collect();
                     let own = |host: usize, at| (speakers[host] == root).then(|| Element::of(root, at));
-                    let (work, _) = run_links(&links, count, own, &mut chance);
+                    let (work, _) = run_links(&links, count, own, &mut random);
                     for (host, members) in levels[0].hosts().iter().enumerate() {
                         let speaker = relays[members[0]].representative;
                         assert_eq!(members[speaker], speakers[host]);
@@ -338,7 +338,7 @@ mod tests {
                         let mut inputs: Vec<Memory> = members.iter().map(|&rank| contributions(rank, count)).collect();
                         inputs[speaker].clone_from(&work[host]);
                         let mut outputs: Vec<Memory> = vec![vec![None; count]; n];
-                        run_host(&plans, 2, 10, &inputs, &mut outputs, &mut chance);
+                        run_host(&plans, 2, 10, &inputs, &mut outputs, &mut random);
                         outputs[speaker].clone_from(&work[host]);
                         let wanted: Memory = (0..count).map(|at| Some(Element::of(root, at))).collect();
                         assert!(outputs.iter().all(|output| *output == wanted));

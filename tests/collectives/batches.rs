@@ -18,8 +18,8 @@ impl Bench<'_> {
     pub(crate) fn batches_in_any_order(&mut self, rounds: usize) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         for _ in 0..rounds {
-            let seed = self.random.next();
-            let mut order = Random(seed + me as u64);
+            let seed = self.random.any();
+            let mut order = Random::new(seed + me as u64);
             let sent: Vec<Vec<Vec<f32>>> =
                 (0..ranks).map(|to| (0..COUNTS.len()).map(|at| message(seed, me, to, at)).collect()).collect();
             let mut got: Vec<Vec<Vec<f32>>> =
@@ -32,7 +32,7 @@ impl Bench<'_> {
             }
             let mut transfers = Vec::new();
             while !lanes.is_empty() {
-                let lane = (order.next() % lanes.len() as u64) as usize;
+                let lane = (order.any() % lanes.len() as u64) as usize;
                 match lanes[lane].next() {
                     Some(transfer) => transfers.push(transfer),
                     None => drop(lanes.swap_remove(lane)),
@@ -56,7 +56,7 @@ impl Bench<'_> {
         const LARGE: usize = 100_000;
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         let (before, after) = ((me + ranks - 1) % ranks, (me + 1) % ranks);
-        let seed = self.random.next();
+        let seed = self.random.any();
         let data: Vec<Vec<i64>> = (0..ranks).map(|rank| draw(seed, rank, LARGE)).collect();
         let (mut left, mut right) = (vec![poison::<i64>(); LARGE], vec![poison::<i64>(); LARGE]);
         let (marks, mut theirs) = (vec![me.is_multiple_of(2); 100_000], vec![false; 100_000]);

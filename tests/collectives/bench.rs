@@ -97,7 +97,7 @@ impl<'a> Bench<'a> {
         Ok(Self {
             kolo,
             world,
-            random: Random(seed[0]),
+            random: Random::new(seed[0]),
             local,
             everything_is_ordered: false,
             cases: 0,
@@ -144,7 +144,7 @@ impl<'a> Bench<'a> {
         algorithms.retain(|(algorithm, _)| !self.local || T::DTYPE == DType::F32 || !another_two_shot(*algorithm));
         for op in operations::<T>() {
             for count in counts(size_of::<T>()) {
-                let seed = self.random.next();
+                let seed = self.random.any();
                 let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count)).collect();
                 let columns: Vec<Vec<T>> = (0..count).map(|at| data.iter().map(|row| row[at]).collect()).collect();
                 let want: Vec<T> = columns.iter().map(|column| T::ordered(column, op)).collect();
@@ -200,7 +200,7 @@ impl<'a> Bench<'a> {
         let (mut input, mut output) = (Memory::<T>::new(self.kolo, longest)?, Memory::<T>::new(self.kolo, longest)?);
         for count in counts(size_of::<T>()) {
             let (shared, _) = self.buffers();
-            let seed = self.random.next();
+            let seed = self.random.any();
             for root in 0..ranks {
                 let what = format!("broadcast of {count} {} from {root}, shared {shared}", T::DTYPE);
                 let data = draw(seed, root, count);
@@ -268,7 +268,7 @@ impl<'a> Bench<'a> {
             let (shared, in_place) = self.buffers();
             let root = self.turn % ranks;
             let what = format!("reduce {op} of {count} {} to {root}, shared {shared}, {in_place}", T::DTYPE);
-            let seed = self.random.next();
+            let seed = self.random.any();
             let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count)).collect();
             let from = input.fill(shared, count, &data[me]);
             let got = if in_place {
@@ -312,7 +312,7 @@ impl<'a> Bench<'a> {
             let row = 1 + self.turn % 3;
             let count = rows * row;
             let what = format!("reduce_scatter {op} of {rows} rows of {row} {}, shared {shared}", T::DTYPE);
-            let seed = self.random.next();
+            let seed = self.random.any();
             let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, count)).collect();
             let rows_of = |rank: usize| rows / ranks + usize::from(rank < rows % ranks);
             let (start, len) = ((0..me).map(rows_of).sum::<usize>() * row, rows_of(me) * row);
@@ -332,7 +332,7 @@ impl<'a> Bench<'a> {
         let all = count * ranks;
         let (mut input, mut output) = (Memory::<T>::new(self.kolo, all)?, Memory::<T>::new(self.kolo, all)?);
         let (shared, _) = self.buffers();
-        let seed = self.random.next();
+        let seed = self.random.any();
         let data: Vec<Vec<T>> = (0..ranks).map(|rank| draw(seed, rank, all)).collect();
         for root in 0..ranks {
             let what = format!("gather of {count} {} to {root}, shared {shared}", T::DTYPE);
@@ -365,19 +365,24 @@ impl<'a> Bench<'a> {
 
     fn uneven_blocks<T: Sample>(&mut self, most: usize) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
-        let mut random = Random(self.random.next());
+        let mut random = Random::new(self.random.any());
         // What each rank has for each; some have nothing, for some or for all.
-        let counts: Vec<Vec<usize>> = (0..ranks)
-            .map(|_| {
-                let nothing = random.next().is_multiple_of(4);
-                (0..ranks)
-                    .map(|_| {
-                        if nothing || random.next().is_multiple_of(3) { 0 } else { random.next() as usize % (most + 1) }
-                    })
-                    .collect()
-            })
-            .collect();
-        let seed = random.next();
+        let counts: Vec<Vec<usize>> =
+            (0..ranks)
+                .map(|_| {
+                    let nothing = random.any().is_multiple_of(4);
+                    (0..ranks)
+                        .map(|_| {
+                            if nothing || random.any().is_multiple_of(3) {
+                                0
+                            } else {
+                                random.any() as usize % (most + 1)
+                            }
+                        })
+                        .collect()
+                })
+                .collect();
+        let seed = random.any();
         let data: Vec<Vec<T>> =
             counts.iter().enumerate().map(|(rank, counts)| draw(seed, rank, counts.iter().sum())).collect();
         let start = |from: usize, to: usize| counts[from][..to].iter().sum::<usize>();
@@ -410,7 +415,7 @@ impl<'a> Bench<'a> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         let mut shared: SharedBuffer<bool> = self.kolo.alloc(ranks * (5 * SLOT + 7))?;
         for count in counts(1) {
-            let seed = self.random.next();
+            let seed = self.random.any();
             let data: Vec<Vec<bool>> = (0..ranks)
                 .map(|rank| draw::<u8>(seed, rank, count).into_iter().map(|byte| byte & 1 == 1).collect())
                 .collect();

@@ -12,7 +12,7 @@ impl Bench<'_> {
         for from in 0..ranks {
             for to in (0..ranks).filter(|to| *to != from) {
                 for &count in counts {
-                    let seeds = [self.random.next(), self.random.next()];
+                    let seeds = [self.random.any(), self.random.any()];
                     for seed in seeds {
                         let data: Vec<T> = draw(seed, from, count);
                         if me == from {
@@ -34,7 +34,7 @@ impl Bench<'_> {
     pub(crate) fn exchange_both_ways<T: Sample>(&mut self, counts: &[usize]) -> Result<()> {
         let (ranks, me) = (self.kolo.size(), self.kolo.rank());
         for &count in counts {
-            let seed = self.random.next();
+            let seed = self.random.any();
             for round in 0..3 {
                 // A round-robin tournament would pair all; neighbours on a ring suffice here.
                 for first in 0..2 {
@@ -87,7 +87,7 @@ impl Bench<'_> {
         // A copy of a copy is one, too.
         let again = copies[0].dup()?;
         copies.push(again);
-        let seed = self.random.next();
+        let seed = self.random.any();
         let outcomes: Vec<Result<()>> = std::thread::scope(|scope| {
             let threads: Vec<_> = copies
                 .into_iter()
@@ -104,10 +104,10 @@ impl Bench<'_> {
 /// Operations of all kinds on one communicator; which, depends on the thread.
 fn work(mut world: Communicator, thread: usize, seed: u64) -> Result<()> {
     let (ranks, me) = (world.size(), world.rank());
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     for round in 0..30 {
         let count = [3, 1500, 40_000][round % 3] + thread;
-        let seed = random.next();
+        let seed = random.any();
         let all: Vec<Vec<i32>> = (0..ranks).map(|rank| draw(seed, rank, count)).collect();
         match (round + thread) % 4 {
             0 => {

@@ -1,19 +1,7 @@
 //! Random elements of every type, and what a collective must make of them.
 
 use kolo::{ReduceOp, Reducible, bf16, f16};
-
-/// SplitMix64: every rank draws every rank's elements from the seed they share.
-pub(crate) struct Random(pub u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
+pub(crate) use xtask::random::Random;
 
 /// An element type with its references.
 pub(crate) trait Sample: Reducible {
@@ -34,7 +22,7 @@ macro_rules! floats {
         impl Sample for $t {
             fn draw(random: &mut Random) -> Self {
                 // Magnitudes of 0.5 to 2, either sign: four of them multiply to what f16 can hold.
-                let bits = random.next();
+                let bits = random.any();
                 let magnitude = 0.5 + 1.5 * ((bits >> 12) as f64 / (1_u64 << 52) as f64);
                 let $into = (if bits & 1 == 0 { magnitude } else { -magnitude }) as $accumulator;
                 $narrow
@@ -93,7 +81,7 @@ macro_rules! integers {
     ($($t:ty),*) => {$(
         impl Sample for $t {
             fn draw(random: &mut Random) -> Self {
-                random.next() as Self
+                random.any() as Self
             }
 
             fn ordered(column: &[Self], op: ReduceOp) -> Self {
@@ -125,7 +113,7 @@ integers!(i8, i16, i32, i64, u8, u16, u32, u64);
 
 /// What `rank` contributes.
 pub(crate) fn draw<T: Sample>(seed: u64, rank: usize, count: usize) -> Vec<T> {
-    let mut random = Random(seed ^ (rank as u64 + 1).wrapping_mul(0xd6e8_feb8_6659_fd93));
+    let mut random = Random::new(seed ^ (rank as u64 + 1).wrapping_mul(0xd6e8_feb8_6659_fd93));
     (0..count).map(|_| T::draw(&mut random)).collect()
 }
 

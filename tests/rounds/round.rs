@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::harness::{Job, mpirun};
 use xtask::network::Network;
+use xtask::random::Random;
 use xtask::record::{self, Record};
 
-use super::fault::{Fault, Nature, Random};
+use super::fault::{Fault, Nature};
 use super::judge::{Judge, Outcome};
 use super::worker::{AT_WORK, FAULT, FINISH, SEED, VICTIM};
 
@@ -69,12 +70,12 @@ impl Round {
                 rounds.extend((0..RANKS).map(|victim| Self { fault, place, victim, seed: 0 }));
             }
         }
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         for at in (1..rounds.len()).rev() {
-            rounds.swap(at, random.below(at as u64 + 1) as usize);
+            rounds.swap(at, random.below(at + 1));
         }
-        let mut random = Random(seed ^ (number as u64).wrapping_mul(0xd6e8_feb8_6659_fd93));
-        Self { seed: random.next(), ..rounds[number % rounds.len()] }
+        let mut random = Random::new(seed ^ (number as u64).wrapping_mul(0xd6e8_feb8_6659_fd93));
+        Self { seed: random.any(), ..rounds[number % rounds.len()] }
     }
 
     /// Runs and judges it.
@@ -128,8 +129,8 @@ impl Round {
         if !matches!(self.fault.nature(), Nature::FromOutside | Nature::Harmless) {
             return None;
         }
-        let mut random = Random(self.seed);
-        std::thread::sleep(Duration::from_micros(random.below(200_000)));
+        let mut random = Random::new(self.seed);
+        std::thread::sleep(Duration::from_micros(random.below(200_000) as u64));
         let (_, victim) = *record.ranks().iter().find(|(rank, _)| *rank == self.victim).expect("the victim runs");
         let mut strike = Strike { at: record::now(), over: None };
         match self.fault {
@@ -138,7 +139,7 @@ impl Round {
             Fault::StopAndContinue => {
                 signal(victim, Signal::STOP);
                 // Across hosts the longer ones are silences of a second and more.
-                std::thread::sleep(Duration::from_millis(random.below(2500)));
+                std::thread::sleep(Duration::from_millis(random.below(2500) as u64));
                 signal(victim, Signal::CONT);
                 fs::write(finish, "").expect("a file");
             }

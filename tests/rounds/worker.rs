@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use kolo::{Communicator, Error, Kolo, Options, ReduceOp, Result};
+use xtask::random::Random;
 use xtask::record;
 
-use super::fault::{Fault, Nature, Random};
+use super::fault::{Fault, Nature};
 
 /// The settings by which the conductor tells the ranks what is to come.
 pub(crate) const SEED: &str = "TEST_SEED";
@@ -63,12 +64,12 @@ impl Plan {
         let text = |name: &str| std::env::var(name).unwrap_or_else(|error| panic!("{name}: {error}"));
         let seed = text(SEED).parse().expect("a number");
         let fault = Fault::parse(&text(FAULT)).expect("a fault");
-        let mut random = Random(seed);
-        let step = FIRST + 1 + random.below(25);
+        let mut random = Random::new(seed);
+        let step = FIRST + 1 + random.below(25) as u64;
         let point = match random.below(3) {
             0 => Point::Before,
             1 => Point::Between,
-            _ => Point::Meanwhile(Duration::from_micros(random.below(3000))),
+            _ => Point::Meanwhile(Duration::from_micros(random.below(3000) as u64)),
         };
         let is_victim = text(VICTIM) == kolo.rank().to_string();
         Self { seed, fault, is_victim, step, point, finish: text(FINISH).into() }
@@ -158,9 +159,9 @@ fn right(kolo: &Kolo, holds: bool, what: &str) -> Result<()> {
 fn one_step(kolo: &Kolo, all: &mut Communicator, plan: &Plan, step: u64) -> Result<()> {
     let (rank, ranks) = (kolo.rank(), kolo.size());
     // Equal on every rank.
-    let mut random = Random(plan.seed ^ (step + 1) << 20);
-    let lengths: Vec<usize> = (0..4).map(|_| LENGTHS[random.below(LENGTHS.len() as u64) as usize]).collect();
-    let root = random.below(ranks as u64) as usize;
+    let mut random = Random::new(plan.seed ^ (step + 1) << 20);
+    let lengths: Vec<usize> = (0..4).map(|_| LENGTHS[random.below(LENGTHS.len())]).collect();
+    let root = random.below(ranks);
     let begin = |tensor: usize| {
         let data = input(rank, step, tensor, lengths[tensor]);
         kolo.allreduce_async(&format!("gradient {tensor}"), data, ReduceOp::Sum)

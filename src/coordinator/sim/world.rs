@@ -88,7 +88,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
-        let mut random = Random(seed.wrapping_mul(0x5851_f42d_4c95_7f2d));
+        let mut random = Random::new(seed.wrapping_mul(0x5851_f42d_4c95_7f2d));
         let host_count = if random.chance(1, 2) { 1 } else { random.between(2, 4) };
         let size = random.between(host_count, 8);
         // Ranks are dealt to hosts at random, each host gets one.
@@ -153,8 +153,8 @@ impl World {
             withdrawals: random.chance(1, 4),
             faults: random.chance(1, 2),
             // Not of the other dice, so that the programs of kept seeds stay what they were.
-            retries: Random(!seed).chance(1, 4),
-            joins: !idle.contains(&true) && Random(seed ^ 0x6a6f_696e).chance(1, 3),
+            retries: Random::new(!seed).chance(1, 4),
+            joins: !idle.contains(&true) && Random::new(seed ^ 0x6a6f_696e).chance(1, 3),
             poisoned: false,
             idle,
             still: false,
@@ -273,7 +273,7 @@ impl World {
         if self.ranks[rank].late == usize::MAX {
             return;
         }
-        self.now += Duration::from_nanos(self.random.next() % 20_000);
+        self.now += Duration::from_nanos(self.random.any() % 20_000);
         if let Some(action) = self.ranks[rank].actions.pop_front() {
             return self.carry_out(rank, action);
         }

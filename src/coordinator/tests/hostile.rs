@@ -36,7 +36,7 @@ fn traffic() -> Traffic {
 
 fn damage(random: &mut Random, from: &[Vec<u8>]) -> Vec<u8> {
     if random.chance(1, 8) {
-        return (0..random.below(60)).map(|_| random.next() as u8).collect();
+        return (0..random.below(60)).map(|_| random.any() as u8).collect();
     }
     let mut bytes = from[random.below(from.len())].clone();
     for _ in 0..random.below(4) {
@@ -45,10 +45,10 @@ fn damage(random: &mut Random, from: &[Vec<u8>]) -> Vec<u8> {
         }
         let at = random.below(bytes.len());
         match random.below(4) {
-            0 => bytes[at] = random.next() as u8,
+            0 => bytes[at] = random.any() as u8,
             1 => bytes[at] ^= 1 << random.below(8),
             2 => bytes.truncate(at),
-            _ => bytes.insert(at, random.next() as u8),
+            _ => bytes.insert(at, random.any() as u8),
         }
     }
     bytes
@@ -57,7 +57,7 @@ fn damage(random: &mut Random, from: &[Vec<u8>]) -> Vec<u8> {
 #[test]
 fn damaged_bytes_never_panic() {
     let Traffic { frames, entries, messages } = traffic();
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for case in 0..3000u64 {
         let layout: &[usize] = if random.chance(1, 2) { &[4] } else { &[2, 2] };
         let params = Params { capacity: 2, evict_after: 0, window: Duration::ZERO, ..Params::default() };
@@ -67,8 +67,8 @@ fn damaged_bytes_never_panic() {
             net.submit(rank, name, &f32s(&format!("name{name}"), 4));
         }
         for index in 0..20 {
-            net.now += Duration::from_secs(random.next() % 40);
-            let (word, bits) = (random.below(3), random.next());
+            net.now += Duration::from_secs(random.any() % 40);
+            let (word, bits) = (random.below(3), random.any());
             match random.below(6) {
                 0 | 1 => {
                     let bytes = damage(&mut random, &frames);
@@ -117,9 +117,9 @@ fn damaged_bytes_poison_with_a_reason() {
 
 #[test]
 fn random_bytes_are_no_frames_that_could_not_be_published() {
-    let mut random = Random(3);
+    let mut random = Random::new(3);
     for _ in 0..20_000 {
-        let bytes: Vec<u8> = (0..random.below(40)).map(|_| (random.next() % 5) as u8).collect();
+        let bytes: Vec<u8> = (0..random.below(40)).map(|_| (random.any() % 5) as u8).collect();
         if let Some(frame::Frame { body: frame::Body::Submission { name, .. }, .. }) = frame::parse(&bytes) {
             assert!(!name.is_empty() && name.len() <= request::MAX_NAME);
         }

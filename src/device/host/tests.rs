@@ -5,28 +5,16 @@ use half::{bf16, f16};
 use super::kernel::{self, Isa};
 use super::{Finish, Sink, Source, copy_scaled, partial_size, reduce};
 use crate::tensor::{DType, ReduceOp, Reducible};
+use xtask::random::Random;
 
-/// A small generator (splitmix64): deterministic, seeded.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// In -4..4, with few enough bits that sums are inexact in 16-bit types.
-    fn small(&mut self) -> f64 {
-        (self.next() >> 40) as f64 / f64::from(1 << 21) - 4.0
-    }
+/// In -4..4, with few enough bits that sums are inexact in 16-bit types.
+fn small(random: &mut Random) -> f64 {
+    (random.any() >> 40) as f64 / f64::from(1 << 21) - 4.0
 }
 
 /// An element type as the tests see it: random values, and the reference in the accumulator's own steps.
 trait Tested: Reducible {
-    fn draw(chance: &mut Chance) -> Self;
+    fn draw(random: &mut Random) -> Self;
     fn specials() -> Vec<Self>;
     /// What `reduce` promises, computed one element at a time.
     fn expected(op: ReduceOp, inputs: &[Self], finish: Finish) -> Self;
@@ -89,9 +77,9 @@ fn to_f32(value: f64) -> f64 {
 macro_rules! tested_float {
     ($($t:ty: $round:expr, $from:expr, $to:expr, $bits:ident),* $(,)?) => {$(
         impl Tested for $t {
-            fn draw(chance: &mut Chance) -> Self {
+            fn draw(random: &mut Random) -> Self {
                 // One in sixteen values is any bits at all: NaN, infinity, subnormal, huge.
-                if chance.next() % 16 == 0 { Self::from_bits(chance.next() as $bits) } else { $from(chance.small()) }
+                if random.any() % 16 == 0 { Self::from_bits(random.any() as $bits) } else { $from(small(random)) }
             }
 
             fn specials() -> Vec<Self> {
@@ -129,8 +117,8 @@ tested_float! {
 macro_rules! tested_integer {
     ($($t:ty),*) => {$(
         impl Tested for $t {
-            fn draw(chance: &mut Chance) -> Self {
-                chance.next() as Self >> (chance.next() % u64::from(Self::BITS)) as u32
+            fn draw(random: &mut Random) -> Self {
+                random.any() as Self >> (random.any() % u64::from(Self::BITS)) as u32
             }
 
             fn specials() -> Vec<Self> {
@@ -257,13 +245,13 @@ fn operations<T: Tested>() -> impl Iterator<Item = ReduceOp> {
 }
 
 fn every_operation<T: Tested>() {
-    let mut chance = Chance(T::DTYPE as u64);
+    let mut random = Random::new(T::DTYPE as u64);
     for op in operations::<T>() {
         for n in 1..=17 {
             let divide_by = if op == ReduceOp::Average { n as u64 } else { 1 };
             for len in [0, 1, 3, 7, 8, 31, 33, 64, 67, 131] {
-                let inputs: Vec<Vec<T>> = (0..n).map(|_| (0..len).map(|_| T::draw(&mut chance)).collect()).collect();
-                let offset = (chance.next() % 64) as usize;
+                let inputs: Vec<Vec<T>> = (0..n).map(|_| (0..len).map(|_| T::draw(&mut random)).collect()).collect();
+                let offset = (random.any() % 64) as usize;
                 check(op, &inputs, Finish { divide_by, postscale: 1.0 }, offset);
                 if len == 67 {
                     check(op, &inputs, Finish { divide_by, postscale: 0.7 }, offset);
@@ -274,7 +262,7 @@ fn every_operation<T: Tested>() {
         let specials = T::specials();
         let pairs = specials.iter().flat_map(|a| specials.iter().map(move |b| (*a, *b)));
         let (left, right): (Vec<T>, Vec<T>) = pairs.unzip();
-        let third: Vec<T> = left.iter().map(|_| T::draw(&mut chance)).collect();
+        let third: Vec<T> = left.iter().map(|_| T::draw(&mut random)).collect();
         for divide_by in [1, 3] {
             check(op, &[left.clone(), right.clone()], Finish { divide_by, postscale: 1.0 }, 0);
             check(op, &[left.clone(), third.clone(), right.clone()], Finish { divide_by, postscale: 1.0 }, 4);
@@ -400,9 +388,9 @@ fn integer_averages_truncate_toward_zero_after_wrapping() {
 
 /// A rank that contributes an operation's identity changes no bit, wherever it stands.
 fn identity_changes_nothing<T: Tested>() {
-    let mut chance = Chance(5 + T::DTYPE as u64);
+    let mut random = Random::new(5 + T::DTYPE as u64);
     let mut values = T::specials();
-    values.extend((0..200).map(|_| T::draw(&mut chance)));
+    values.extend((0..200).map(|_| T::draw(&mut random)));
     for op in operations::<T>() {
         let bytes = op.identity(T::DTYPE).expect("an operation that takes the type");
         assert_eq!(bytes[size_of::<T>()..], [0; 8][size_of::<T>()..]);
@@ -495,12 +483,12 @@ fn sixteen_bit_sums_round_once() {
 
 /// An ordered chain through partial sums gives the bits of one reduction over everybody; so does a later finish.
 fn chain<T: Tested>() {
-    let mut chance = Chance(99 + T::DTYPE as u64);
+    let mut random = Random::new(99 + T::DTYPE as u64);
     let len = 77;
     for op in operations::<T>() {
         let n = 7;
         let finish = Finish { divide_by: if op == ReduceOp::Average { n } else { 1 }, postscale: 0.5 };
-        let inputs: Vec<Vec<T>> = (0..n).map(|_| (0..len).map(|_| T::draw(&mut chance)).collect()).collect();
+        let inputs: Vec<Vec<T>> = (0..n).map(|_| (0..len).map(|_| T::draw(&mut random)).collect()).collect();
         let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
         let expected = reduced(op, &slices, finish);
         let sources: Vec<Source> = inputs.iter().map(|input| Source::Elements(input.as_ptr().cast())).collect();
@@ -546,9 +534,9 @@ fn two_partials_join() {
 }
 
 fn scaled_copies<T: Tested>() {
-    let mut chance = Chance(7);
+    let mut random = Random::new(7);
     for len in [0, 1, 5, 63, 64, 65, 200] {
-        let mut values: Vec<T> = (0..len).map(|_| T::draw(&mut chance)).collect();
+        let mut values: Vec<T> = (0..len).map(|_| T::draw(&mut random)).collect();
         values.extend(T::specials());
         for scale in [1.0, 0.5, -1.0, 1.0 / 3.0, 1e10, 0.0] {
             let mut source = Buffer::of(&values, 4);

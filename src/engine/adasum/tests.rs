@@ -46,7 +46,7 @@ float! {
 
 /// Each rank's tensors: something in common, and something of its own.
 fn tensors<T: Float>(ranks: usize, random: &mut Random) -> Vec<Vec<Vec<T>>> {
-    let mut value = || (random.next() % 20_001) as f64 / 1e4 - 1.0;
+    let mut value = || (random.any() % 20_001) as f64 / 1e4 - 1.0;
     let common: Vec<Vec<f64>> = LENGTHS.map(|len| (0..len).map(|_| value()).collect()).into();
     let own = |common: &Vec<f64>, value: &mut dyn FnMut() -> f64| -> Vec<T> {
         common.iter().map(|common| T::from_f64(common + 0.8 * value())).collect()
@@ -98,12 +98,12 @@ fn every_layout<T: Float>() {
     layouts.extend([vec![1, 1], vec![2, 2], vec![3, 1], vec![1, 3, 2], vec![2, 1, 2, 1]]);
     // By number of ranks: the same bits on one host and on several.
     let mut on_one_host: HashMap<usize, Vec<Vec<T>>> = HashMap::new();
-    let mut random = Random(T::DTYPE as u64);
+    let mut random = Random::new(T::DTYPE as u64);
     for hosts in layouts {
         let ranks: usize = hosts.iter().sum();
         let what = format!("{hosts:?} {}", T::DTYPE);
-        let inputs = tensors::<T>(ranks, &mut Random(ranks as u64));
-        let mut channels = Shape { hosts, seed: random.next(), ..Shape::one_host(1) }.channels();
+        let inputs = tensors::<T>(ranks, &mut Random::new(ranks as u64));
+        let mut channels = Shape { hosts, seed: random.any(), ..Shape::one_host(1) }.channels();
         let mut fused = inputs.clone();
         reduce(&mut channels, &mut fused, 0..LENGTHS.len(), (1.0, 1.0), &mut random);
         check(&inputs, &fused[0], 1.0, &what);
@@ -147,7 +147,7 @@ fn f64_on_every_layout() {
 /// Tiny and huge values, zeros, and what is no number.
 #[test]
 fn extremes() {
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     for hosts in [vec![3], vec![2, 1]] {
         let mut channels = Shape { hosts: hosts.clone(), ..Shape::one_host(1) }.channels();
         let mut one = |rows: [[f32; 2]; 3], channels: &mut [Channel]| -> [f32; 2] {
@@ -175,7 +175,7 @@ fn extremes() {
 /// A rank that asks for something else: an error on every rank, and the next operation works.
 #[test]
 fn a_mismatch_ends_all_stages_at_the_first() {
-    let mut random = Random(9);
+    let mut random = Random::new(9);
     for odd in 0..3 {
         for count in [1, 6000] {
             let mut channels = Shape::one_host(3).channels();

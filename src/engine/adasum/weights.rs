@@ -97,10 +97,10 @@ pub(super) mod tests {
 
     #[test]
     fn weighted_sums_are_the_tree_of_pairs() {
-        let mut random = Random(3);
+        let mut random = Random::new(3);
         for n in 1..=17 {
             for len in [1, 2, 5, 300] {
-                let mut value = || (random.next() % 20_001) as f64 / 1e4 - 1.0;
+                let mut value = || (random.any() % 20_001) as f64 / 1e4 - 1.0;
                 // With something in common, as gradients have.
                 let common: Vec<f64> = (0..len).map(|_| value()).collect();
                 let vectors: Vec<Vec<f64>> =

@@ -20,7 +20,7 @@ pub(super) const DTYPES: [DType; 5] = [DType::F16, DType::F32, DType::F64, DType
 /// Halves and integers are small whole numbers; where floats have fractions, the order of a sum shows in its bits.
 pub(super) fn draw(dtype: DType, count: usize, random: &mut Random) -> Data {
     let small = |random: &mut Random| random.below(7) as i32 - 3;
-    let broken = |random: &mut Random| (random.next() % 2_000_003) as f64 / 1009.0 - 900.0;
+    let broken = |random: &mut Random| (random.any() % 2_000_003) as f64 / 1009.0 - 900.0;
     match dtype {
         DType::F16 => Data::F16((0..count).map(|_| f16::from_f32(small(random) as f32)).collect()),
         DType::F32 => Data::F32((0..count).map(|_| broken(random) as f32).collect()),

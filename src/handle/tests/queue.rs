@@ -354,7 +354,7 @@ fn a_panic_under_the_lock_ends_the_communicator() {
 /// A random program: sums of all lengths, some of them wrong on one rank of one host, with handles that are dropped at once
 /// and ranks that run ahead. Returns how many ended well, and how many in a mismatch.
 fn program(seed: u64) -> (usize, usize) {
-    let mut random = Random(seed ^ 0x6a09_e667_f3bc_c908);
+    let mut random = Random::new(seed ^ 0x6a09_e667_f3bc_c908);
     let hosts = SPREADS[random.below(SPREADS.len())];
     let mut ranks = Ranks::new(hosts, seed);
     let size = ranks.queues.len();

@@ -169,7 +169,7 @@ fn an_idle_leader_attends_when_it_is_summoned_and_names_who_is_late() {
 #[test]
 fn a_farewell_of_one_host_does_not_overtake_what_the_log_says() {
     for seed in 0..60 {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let shape = Shape { hosts: vec![1, 1, 2], seed, ..Shape::one_host(1) };
         let mut ranks = Ranks { sets: sets(&shape, &Params::default()), time: Duration::ZERO };
         let options = || Options { deadline: Some(Duration::from_millis(1)), ..Options::default() };
@@ -195,7 +195,7 @@ fn a_farewell_of_one_host_does_not_overtake_what_the_log_says() {
 fn what_everyone_has_done_his_part_of_ends_well_whatever_comes_after() {
     let mut met = 0;
     for seed in 0..120 {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let hosts = [vec![2], vec![1, 1], vec![2, 1]][random.below(3)].clone();
         let last = hosts.iter().sum::<usize>() - 1;
         let shape = Shape { hosts, seed, ..Shape::one_host(1) };

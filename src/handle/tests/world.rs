@@ -101,7 +101,7 @@ fn split(rows: usize, ranks: usize) -> Vec<usize> {
 impl Plan {
     fn input(&self, seed: u64, name: usize, step: usize, rank: usize) -> Data {
         let salt = (name as u64) << 32 | (step as u64) << 16 | rank as u64;
-        let mut random = Random(seed ^ salt.wrapping_mul(0x2545_f491_4f6c_dd1d));
+        let mut random = Random::new(seed ^ salt.wrapping_mul(0x2545_f491_4f6c_dd1d));
         let count = if self.kind.has_own_rows() {
             [0, 1, 7, 300][random.below(4)] * self.row()
         } else {
@@ -256,7 +256,7 @@ const LAYOUTS: [&[usize]; 11] = [&[1], &[2], &[2], &[3], &[4], &[6], &[1, 1], &[
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9).wrapping_add(77));
+        let mut random = Random::new(seed.wrapping_mul(0x9e37_79b9).wrapping_add(77));
         let hosts = LAYOUTS[random.below(LAYOUTS.len())].to_vec();
         let count: usize = hosts.iter().sum();
         let names = 1 + random.below(9);
@@ -269,7 +269,7 @@ impl World {
             ..Params::default()
         };
         let one_host = hosts.len() == 1;
-        let shape = Shape { hosts, seed: random.next(), ..Shape::one_host(1) };
+        let shape = Shape { hosts, seed: random.any(), ..Shape::one_host(1) };
         let cancels = random.below(2) == 0;
         // Between hosts a withdrawal takes time: the ranks may agree meanwhile, however early it was.
         let reckless = cancels && (!one_host || random.below(4) == 0);

@@ -11,7 +11,7 @@ use crate::tensor::{DType, ReduceOp};
 impl World {
     /// What `rank` submits as the `call`-th of a name: equal for all, but where the seed says otherwise.
     pub(super) fn plan(&self, name: usize, call: usize, rank: usize) -> What {
-        let mut dice = Random(self.seed ^ (name as u64) << 40 ^ (call as u64) << 20);
+        let mut dice = Random::new(self.seed ^ (name as u64) << 40 ^ (call as u64) << 20);
         // Most calls repeat the first, so that bits are used.
         let mut variant = if dice.chance(1, 6) { dice.below(4) } else { 0 };
         let odd = dice.below(self.ranks.len());
