@@ -9,7 +9,6 @@ use std::os::unix::process::CommandExt as _;
 
 use failing::Layout;
 use rustix::process::{Signal, getpid, kill_process};
-use xtask::harness::mpirun;
 use xtask::mpi;
 
 const LAYOUTS: [Layout; 5] = [(0, 1, ""), (1, 2, ""), (0, 4, ""), (2, 4, "2,2"), (1, 2, "1,1")];
@@ -78,33 +77,16 @@ fn a_wait_for_a_rank_that_left_names_it() {
     if mpi::rank().is_some() {
         failing::rank_that_others_wait_for(|_| Ok(()));
     }
-    for ((victim, ranks, hosts), output) in failing::failing("a_wait_for_a_rank_that_left_names_it", &AWAITED) {
-        let told: Vec<&str> = output.lines().filter(|line| line.starts_with("kolo: ")).collect();
-        let what = format!("rank {victim} of {ranks} on hosts '{hosts}': {output}");
-        assert_eq!(told.len(), 1, "{what}");
-        assert!(told[0].contains(&format!("rank {victim} on ")) && told[0].contains("has left the job"), "{what}");
-        assert!(!told[0].starts_with(&format!("kolo: rank {victim} ")), "leaving is legal: {what}");
-    }
+    failing::named_by_others(&failing::failing("a_wait_for_a_rank_that_left_names_it", &AWAITED));
 }
 
 #[test]
 fn a_wait_for_a_stopped_rank_names_it_and_ends_at_the_deadline() {
     if mpi::rank().is_some() {
-        failing::rank_that_others_wait_for(|_| {
-            kill_process(getpid(), Signal::STOP).expect("it may stop itself");
-            std::thread::sleep(failing::PATIENCE * 2);
-            Ok(())
-        });
+        failing::rank_that_others_wait_for(|_| failing::stop());
     }
-    let finished = mpirun(2)
-        .env("TEST_VICTIM", "1")
-        .env("KOLO_STALL_WARNING", "500ms")
-        .env("KOLO_DEADLINE", "2s")
-        .timeout(failing::PATIENCE)
-        .try_self("a_wait_for_a_stopped_rank_names_it_and_ends_at_the_deadline");
-    let output = &finished.output;
-    assert!(!finished.timed_out() && !finished.success() && finished.left_behind.is_empty(), "{finished:?}");
-    let told: Vec<&str> = output.lines().filter(|line| line.starts_with("kolo: ")).collect();
+    let output = failing::stopped("a_wait_for_a_stopped_rank_names_it_and_ends_at_the_deadline");
+    let told = failing::told(&output);
     assert_eq!(told.len(), 2, "a warning, then the failure: {output}");
     assert!(told.iter().all(|line| line.contains("rank 1") && line.contains("is stopped")), "{output}");
     assert!(told[1].starts_with("kolo: rank 0 on ") && told[1].contains(" failed: "), "{output}");

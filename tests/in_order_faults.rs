@@ -13,7 +13,6 @@ use std::process::ExitCode;
 use failing::Layout;
 use kolo::{Communicator, Error, Handle, Kolo, ReduceOp, Result};
 use rustix::process::{Signal, getpid, kill_process};
-use xtask::harness::mpirun;
 use xtask::mpi;
 
 /// Operations that the victim takes part in, and that the others submit beside.
@@ -94,34 +93,15 @@ fn a_rank_that_leaves_is_named_by_those_that_wait_behind() {
     if mpi::rank().is_some() {
         rank(|_, _| Ok(()));
     }
-    for ((victim, ranks, hosts), output) in
-        failing::failing("a_rank_that_leaves_is_named_by_those_that_wait_behind", &FEW)
-    {
-        let told: Vec<&str> = output.lines().filter(|line| line.starts_with("kolo: ")).collect();
-        let what = format!("rank {victim} of {ranks} on hosts '{hosts}': {output}");
-        assert_eq!(told.len(), 1, "{what}");
-        assert!(told[0].contains(&format!("rank {victim}")) && told[0].contains("has left the job"), "{what}");
-        assert!(!told[0].starts_with(&format!("kolo: rank {victim} ")), "leaving is legal: {what}");
-    }
+    failing::named_by_others(&failing::failing("a_rank_that_leaves_is_named_by_those_that_wait_behind", &FEW));
 }
 
 #[test]
 fn a_rank_that_is_stopped_is_named_at_the_deadline() {
     if mpi::rank().is_some() {
-        rank(|_, _| {
-            kill_process(getpid(), Signal::STOP).expect("it may stop itself");
-            std::thread::sleep(failing::PATIENCE * 2);
-            Ok(())
-        });
+        rank(|_, _| failing::stop());
     }
-    let finished = mpirun(2)
-        .env("TEST_VICTIM", "1")
-        .env("KOLO_STALL_WARNING", "500ms")
-        .env("KOLO_DEADLINE", "2s")
-        .timeout(failing::PATIENCE)
-        .try_self("a_rank_that_is_stopped_is_named_at_the_deadline");
-    let output = &finished.output;
-    assert!(!finished.timed_out() && !finished.success() && finished.left_behind.is_empty(), "{finished:?}");
+    let output = failing::stopped("a_rank_that_is_stopped_is_named_at_the_deadline");
     let failed = output.lines().find(|line| line.starts_with("kolo: rank 0 on ") && line.contains(" failed: "));
     let failed = failed.unwrap_or_else(|| panic!("rank 0 says why: {output}"));
     assert!(failed.contains("rank 1") && failed.contains("is stopped"), "{output}");

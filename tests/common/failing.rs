@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use rustix::process::{Signal, getpid, kill_process};
 use xtask::harness::{mpirun, on_networks};
 
 /// Far above the two seconds that a job may live on after a failure, for machines that are busy with other tests.
@@ -35,7 +36,7 @@ pub fn failing(case: &str, layouts: &[Layout]) -> Vec<(Layout, String)> {
 #[track_caller]
 pub fn one_message(outcomes: &[(Layout, String)], parts: &[&str]) {
     for ((victim, ranks, hosts), output) in outcomes {
-        let told: Vec<&str> = output.lines().filter(|line| line.starts_with("kolo: ")).collect();
+        let told = told(output);
         let what = format!("rank {victim} of {ranks} on hosts '{hosts}'");
         if told.is_empty() && silenced_by_hydra(output) {
             continue;
@@ -49,6 +50,43 @@ pub fn one_message(outcomes: &[(Layout, String)], parts: &[&str]) {
             assert!(told[0].contains(part), "{what} should say '{part}': {output}");
         }
     }
+}
+
+/// The one message of jobs whose victim left in order, which is legal: whoever waits for it names it.
+#[track_caller]
+pub fn named_by_others(outcomes: &[(Layout, String)]) {
+    for ((victim, ranks, hosts), output) in outcomes {
+        let told = told(output);
+        let what = format!("rank {victim} of {ranks} on hosts '{hosts}': {output}");
+        assert_eq!(told.len(), 1, "{what}");
+        assert!(told[0].contains(&format!("rank {victim} on ")) && told[0].contains("has left the job"), "{what}");
+        assert!(!told[0].starts_with(&format!("kolo: rank {victim} ")), "leaving is legal: {what}");
+    }
+}
+
+/// What kolo told the user.
+pub fn told(output: &str) -> Vec<&str> {
+    output.lines().filter(|line| line.starts_with("kolo: ")).collect()
+}
+
+/// Stops this rank. Who waits for it has a deadline, and the launcher ends it afterwards.
+pub fn stop() -> kolo::Result<()> {
+    kill_process(getpid(), Signal::STOP).expect("it may stop itself");
+    std::thread::sleep(PATIENCE * 2);
+    Ok(())
+}
+
+/// Runs test `case` on 2 ranks, of which rank 1 stops, and returns what the job printed. Rank 0 must fail at its deadline.
+#[track_caller]
+pub fn stopped(case: &str) -> String {
+    let finished = mpirun(2)
+        .env("TEST_VICTIM", "1")
+        .env("KOLO_STALL_WARNING", "500ms")
+        .env("KOLO_DEADLINE", "2s")
+        .timeout(PATIENCE)
+        .try_self(case);
+    assert!(!finished.timed_out() && !finished.success() && finished.left_behind.is_empty(), "{finished:?}");
+    finished.output
 }
 
 /// Whether Hydra ended the job itself: when a rank dies by a signal it kills the others at once, so that none of them may
