@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
 use xtask::harness::{mpirun, on_networks};
+use xtask::mpi::silenced_by_hydra;
 
 /// Far above the two seconds that a job may live on after a failure, for machines that are busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -87,13 +88,6 @@ pub fn stopped(case: &str) -> String {
         .try_self(case);
     assert!(!finished.timed_out() && !finished.success() && finished.left_behind.is_empty(), "{finished:?}");
     finished.output
-}
-
-/// Whether Hydra ended the job itself: when a rank dies by a signal it kills the others at once, so that none of them may
-/// live to say who it was. What is left is Hydra's own message, which names the process, the host and the signal.
-fn silenced_by_hydra(output: &str) -> bool {
-    output.contains("BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES")
-        && output.contains("YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)")
 }
 
 pub fn is_victim(kolo: &kolo::Kolo) -> bool {

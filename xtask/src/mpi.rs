@@ -209,6 +209,14 @@ fn first_number(variables: &[&str]) -> Option<usize> {
     variables.iter().find_map(|variable| std::env::var(variable).ok()?.parse().ok())
 }
 
+/// Whether Hydra, the launcher of MPICH, ended the job itself: when a rank dies by a signal it kills the others at once, so
+/// that none of them may live to say who it was. What is left is Hydra's own message, which names the process, the host and
+/// the signal.
+pub fn silenced_by_hydra(output: &str) -> bool {
+    output.contains("BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES")
+        && output.contains("YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
