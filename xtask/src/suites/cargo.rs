@@ -103,7 +103,7 @@ fn test_files(directory: &str) -> Result<Vec<String>> {
 }
 
 pub(crate) fn loom(context: &Context) -> Result<()> {
-    let mut command = cargo(&["test", "--quiet", "--release", "--lib", "--no-default-features", "loom_"]);
+    let mut command = cargo(&["test", "--quiet", "--lib", "--no-default-features", "loom_"]);
     // Other flags rebuild everything: in a directory of their own they rebuild once. The models use a part of the code.
     command.env("RUSTFLAGS", "--cfg kolo_loom --allow dead_code").env("CARGO_TARGET_DIR", target().join("loom"));
     context.run(&mut command)?;
@@ -138,7 +138,8 @@ fn has_toolchain(name: &str) -> bool {
 }
 
 pub(crate) fn seeds(context: &Context) -> Result<()> {
-    let mut command = cargo(&["test", "--quiet", "--release", "--workspace", "--lib", "seeded"]);
+    // As the suite `unit` built it: what another build would win in time, it costs to compile.
+    let mut command = cargo(&["test", "--quiet", "--workspace", "--lib", "seeded"]);
     context.run(command.env("KOLO_SEEDS", "10000"))?;
     context.need_tests()
 }
