@@ -3,6 +3,7 @@
 mod conformance;
 mod demo;
 mod fuzzing;
+mod ptx;
 mod setup;
 mod soak;
 mod suites;
@@ -43,6 +44,10 @@ cargo xtask fuzz [--seconds N]
     Feeds damaged and random bytes to everything that reads what others wrote, for N seconds in all (60 if not given), from
     new seeds. A failure prints its seed, and KOLO_SEED runs that one again.
 
+cargo xtask ptx [--check]
+    Compiles kernels/*.cu to kernels/prebuilt/*.ptx, with a compiler that pip fetches into the target directory.
+    --check  only says whether what stands there is what the sources compile to
+
 cargo xtask soak [--rounds N]
     Runs jobs of 4 ranks for N rounds of 50 tensors (10000 if not given), on one host and on two pretended ones: memory,
     threads, descriptors and segments of each rank must stay flat.
@@ -66,6 +71,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         Some((task, rest)) if task == "test" => suites::run(rest),
         Some((task, rest)) if task == "faults" => faults(rest),
         Some((task, rest)) if task == "fuzz" => fuzzing::task(rest),
+        Some((task, rest)) if task == "ptx" => ptx::task(rest),
         Some((task, rest)) if task == "soak" => soak::task(rest),
         Some((task, _)) if matches!(task.as_str(), "help" | "--help" | "-h") => {
             print!("{HELP}");

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use xtask::mpi::{Flavour, Launcher};
 use xtask::network::PROGRAMS;
 
+use crate::ptx::wheels::python;
+
 /// Makes sure that kolo can be built and started, and returns the launcher.
 ///
 /// # Errors
@@ -46,6 +48,27 @@ pub(crate) fn ensure_network_programs() -> Result<()> {
     println!("installing {}", packages.join(" "));
     apt_get(&["update"])?;
     apt_get(&[&["install", "--yes", "--no-install-recommends"], packages.as_slice()].concat())
+}
+
+/// Installs Python's pip, which fetches NVIDIA's compilers, where it is missing and apt-get rules.
+///
+/// # Errors
+/// When it is missing elsewhere, or the installation fails.
+pub(crate) fn ensure_pip() -> Result<()> {
+    let there = || {
+        let mut pip = python();
+        pip.args(["-m", "pip", "--version"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        pip.status().is_ok_and(|status| status.success())
+    };
+    if there() {
+        return Ok(());
+    }
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    ensure!(System::parse(&release) == System::Apt, "python3 with pip is missing: it fetches NVIDIA's compilers");
+    apt_get(&["update"])?;
+    apt_get(&["install", "--yes", "--no-install-recommends", "python3", "python3-pip"])?;
+    ensure!(there(), "python3 with pip is still missing after the installation: is another python3 first in PATH?");
+    Ok(())
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,7 @@ mod floors;
 mod hosts;
 mod mpich;
 mod package;
+mod ptx;
 mod readme;
 mod source;
 mod table;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Context, cargo, examples, floors, hosts, mpich, package, readme, unsafety, words};
+use super::{Context, cargo, examples, floors, hosts, mpich, package, ptx, readme, unsafety, words};
 
 /// A named part of the tests.
 pub(crate) struct Suite {
@@ -64,6 +64,7 @@ pub(crate) const SUITES: &[Suite] = &[
     suite("readme", 10, "blocks", "the shell commands of README.md", readme::run),
     long("package", 100, "checks", "the package holds what it needs and builds by itself", package::run),
     long("downstream", 140, "checks", "a crate that uses kolo as a stranger would, on 2 ranks", examples::downstream),
+    long("ptx", 180, "kernels", "the committed PTX, and what ptxas says of the kernels on newer GPUs", ptx::run),
     long("loom", 360, "tests", "the shared-memory protocol under every interleaving", cargo::loom),
     long("seeds", 300, "tests", "10,000 seeds of delays and interleavings", cargo::seeds),
     long("hosts", 300, "tests", "jobs across hosts made out of namespaces, cut and slow links", hosts::run),
