@@ -1,5 +1,5 @@
-//! What building and starting kolo needs besides Rust and a C compiler: an MPI, and libclang, by which the bindings to
-//! MPI are generated. Where apt-get rules, what is missing is installed; elsewhere the packages are named.
+//! What building, starting and testing kolo needs besides Rust and a C compiler: an MPI, libclang, by which the bindings to
+//! MPI are generated, and g++, which compiles the kernels' sources for the host. Where apt-get rules, what is missing is installed; elsewhere the packages are named.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -55,11 +55,7 @@ pub(crate) fn ensure_network_programs() -> Result<()> {
 /// # Errors
 /// When it is missing elsewhere, or the installation fails.
 pub(crate) fn ensure_pip() -> Result<()> {
-    let there = || {
-        let mut pip = python();
-        pip.args(["-m", "pip", "--version"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        pip.status().is_ok_and(|status| status.success())
-    };
+    let there = || python().args(["-m", "pip", "--version"]).output().is_ok_and(|output| output.status.success());
     if there() {
         return Ok(());
     }
@@ -75,24 +71,33 @@ pub(crate) fn ensure_pip() -> Result<()> {
 struct Missing {
     mpi: bool,
     libclang: bool,
+    /// The compiler of C++.
+    cxx: bool,
 }
 
 impl Missing {
     fn here() -> Self {
         let mpicc = std::env::var_os("MPICC").unwrap_or_else(|| "mpicc".into());
-        Self { mpi: !(answers(&mpicc, "-show") && answers("mpirun", "--version")), libclang: libclang().is_none() }
+        Self {
+            mpi: !(answers(&mpicc, "-show") && answers("mpirun", "--version")),
+            libclang: libclang().is_none(),
+            cxx: !answers("g++", "--version"),
+        }
     }
 
     fn any(self) -> bool {
-        self.mpi || self.libclang
+        self.mpi || self.libclang || self.cxx
     }
 
-    fn names(self) -> &'static str {
-        match (self.mpi, self.libclang) {
-            (true, true) => "an MPI (mpicc and mpirun) and libclang are",
-            (true, false) => "an MPI (mpicc and mpirun) is",
-            (false, _) => "libclang is",
-        }
+    /// What is missing, of three words for the three: those of one system's packages, or their own.
+    fn of(self, [mpi, libclang, cxx]: [&'static str; 3]) -> Vec<&'static str> {
+        let wanted = [(self.mpi, mpi), (self.libclang, libclang), (self.cxx, cxx)];
+        wanted.into_iter().filter_map(|(missing, name)| missing.then_some(name)).collect()
+    }
+
+    fn names(self) -> String {
+        let names = self.of(["an MPI (mpicc and mpirun)", "libclang", "g++"]);
+        format!("{} {}", names.join(" and "), if names.len() == 1 { "is" } else { "are" })
     }
 }
 
@@ -165,25 +170,28 @@ impl System {
     }
 
     fn advice(self, missing: &Missing) -> String {
-        let packages = |mpi: &'static str, clang: &'static str| {
-            let wanted = [(missing.mpi, mpi), (missing.libclang, clang)];
-            wanted.into_iter().filter_map(|(missing, name)| missing.then_some(name)).collect::<Vec<_>>().join(" ")
-        };
+        let packages = |names| missing.of(names).join(" ");
         let (install, path) = match self {
             Self::Apt => (format!("apt-get install {}", apt_packages(missing).join(" ")), None),
             Self::Fedora => {
-                let names = packages("openmpi openmpi-devel", "clang clang-devel");
+                let names = packages(["openmpi openmpi-devel", "clang clang-devel", "gcc-c++"]);
                 (format!("sudo dnf install {names}"), Some("/usr/lib64/openmpi/bin"))
             }
-            Self::Arch => (format!("sudo pacman -S --needed {}", packages("openmpi", "clang")), None),
+            Self::Arch => (format!("sudo pacman -S --needed {}", packages(["openmpi", "clang", "gcc"])), None),
             Self::Suse => {
-                let names = packages("openmpi4 openmpi4-devel", "clang clang-devel");
+                let names = packages(["openmpi4 openmpi4-devel", "clang clang-devel", "gcc-c++"]);
                 (format!("sudo zypper install {names}"), Some("/usr/lib64/mpi/gcc/openmpi4/bin"))
             }
-            Self::Alpine => (format!("sudo apk add {}", packages("openmpi openmpi-dev", "clang clang-dev")), None),
+            Self::Alpine => {
+                (format!("sudo apk add {}", packages(["openmpi openmpi-dev", "clang clang-dev", "g++"])), None)
+            }
             Self::Unknown => {
-                let names = packages("Open MPI or MPICH with its headers (mpicc and mpirun)", "and libclang");
-                return format!("{} missing, and this system is unknown to us: install {names}", missing.names());
+                let names = missing.of(["Open MPI or MPICH with its headers (mpicc and mpirun)", "libclang", "g++"]);
+                return format!(
+                    "{} missing, and this system is unknown to us: install {}",
+                    missing.names(),
+                    names.join(", ")
+                );
             }
         };
         let path = path.filter(|_| missing.mpi).map(|path| format!("\n    export PATH={path}:$PATH"));
@@ -192,9 +200,8 @@ impl System {
 }
 
 fn apt_packages(missing: &Missing) -> Vec<&'static str> {
-    let mpi: &[_] = if missing.mpi { &["openmpi-bin", "libopenmpi-dev"] } else { &[] };
-    let clang: &[_] = if missing.libclang { &["libclang-dev", "clang"] } else { &[] };
-    [mpi, clang].concat()
+    let names = missing.of(["openmpi-bin libopenmpi-dev", "libclang-dev clang", "g++"]);
+    names.into_iter().flat_map(str::split_whitespace).collect()
 }
 
 fn apt_install(missing: &Missing) -> Result<()> {
@@ -238,7 +245,7 @@ fn same_mpi(launcher: &Launcher) -> Result<()> {
 mod tests {
     use super::*;
 
-    const BOTH: Missing = Missing { mpi: true, libclang: true };
+    const ALL: Missing = Missing { mpi: true, libclang: true, cxx: true };
 
     #[test]
     fn systems_are_known_by_their_family() {
@@ -261,14 +268,17 @@ mod tests {
 
     #[test]
     fn advice_names_only_what_is_missing() {
-        let only_clang = Missing { mpi: false, libclang: true };
+        let only_clang = Missing { mpi: false, libclang: true, cxx: false };
         assert_eq!(apt_packages(&only_clang), ["libclang-dev", "clang"]);
-        let text = System::Fedora.advice(&BOTH);
-        assert!(text.contains("sudo dnf install openmpi openmpi-devel clang clang-devel"), "{text}");
+        assert_eq!(only_clang.names(), "libclang is");
+        assert_eq!(apt_packages(&Missing { mpi: false, libclang: false, cxx: true }), ["g++"]);
+        assert_eq!(ALL.names(), "an MPI (mpicc and mpirun) and libclang and g++ are");
+        let text = System::Fedora.advice(&ALL);
+        assert!(text.contains("sudo dnf install openmpi openmpi-devel clang clang-devel gcc-c++"), "{text}");
         assert!(text.contains("export PATH=/usr/lib64/openmpi/bin:$PATH"), "{text}");
         let text = System::Suse.advice(&only_clang);
         assert!(text.contains("zypper install clang clang-devel") && !text.contains("PATH"), "{text}");
-        assert!(System::Unknown.advice(&BOTH).contains("Open MPI or MPICH"));
+        assert!(System::Unknown.advice(&ALL).contains("Open MPI or MPICH"));
     }
 
     #[test]

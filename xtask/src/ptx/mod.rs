@@ -5,6 +5,8 @@
 //! the library comes out of a Python wheel, into the target directory.
 
 mod nvrtc;
+#[cfg(test)]
+mod plain;
 mod sources;
 pub(crate) mod wheels;
 
@@ -113,7 +115,10 @@ fn check_ptx(ptx: &str, hash: &str) -> Result<()> {
 fn check_recompiled(sources: &Sources, limit: Duration) -> Result<()> {
     for (name, ptx) in compile(sources, limit)? {
         let committed = fs::read_to_string(prebuilt(&name))?;
-        ensure!(committed == ptx, "kernels/prebuilt/{name}.ptx is not what its source compiles to: run `cargo xtask ptx`");
+        ensure!(
+            committed == ptx,
+            "kernels/prebuilt/{name}.ptx is not what its source compiles to: run `cargo xtask ptx`"
+        );
         println!("kernels/prebuilt/{name}.ptx is what its source compiles to");
     }
     Ok(())
@@ -150,7 +155,10 @@ fn leftovers(sources: &Sources) -> Result<Vec<PathBuf>> {
 
 /// The names of the kernels in PTX.
 fn entries(ptx: &str) -> Vec<&str> {
-    ptx.lines().filter_map(|line| line.strip_prefix(".visible .entry ")).map(|line| line.trim_end_matches('(')).collect()
+    ptx.lines()
+        .filter_map(|line| line.strip_prefix(".visible .entry "))
+        .map(|line| line.trim_end_matches('('))
+        .collect()
 }
 
 #[cfg(test)]
