@@ -115,7 +115,7 @@ KOLO_INLINE void combine(const Combine &combine) {
         Weighted weighted = {at<const f64>(combine.weights) + static_cast<u64>(tile.tensor) * combine.reduce.n};
         Share share = {threadIdx.x, THREADS};
         const Reduce &reduce = combine.reduce;
-        reduce_range<T, Sum, Finished>(reduce, reduce.output, tile.in_fused, tile.count, share, weighted);
+        reduce_range<T, Sum, Finished>(reduce, Output{reduce.output}, tile.in_fused, tile.count, share, weighted);
     }
 }
 

@@ -9,14 +9,13 @@
 // The argument of kolo_one_shot_* and kolo_two_shot_*.
 struct Peers {
     Team team;
-    // `inputs` are the data of the ranks, in rank order, as this rank sees them; `n` is the number of ranks; `output`
-    // is this rank's own. All are multiples of VECTOR, and the inputs have nothing in common.
+    // `inputs` are the data of the ranks, in rank order, as this rank sees them; `n` is the number of ranks. `output`
+    // is one-shot's: this rank's own, and apart from all inputs.
     Reduce reduce;
-    // Two-shot only: where each rank leaves its slice for the others, `count` elements long, a multiple of VECTOR.
-    // May be the rank's input.
-    u64 slices[RANKS];
-    // Whether to wait at the end until nobody reads this rank's memory any more. Not needed where that is not written
-    // before the team has met again.
+    // Two-shot's: where the result goes on each rank. May be the ranks' inputs.
+    u64 outputs[RANKS];
+    // One-shot's: whether to wait at the end until nobody reads this rank's input any more. Not needed where that is
+    // not written before the team has met again.
     u32 settle;
     u32 unused;
 };
@@ -25,54 +24,50 @@ static_assert(sizeof(Peers) == 264, "src/device/cuda builds the same");
 // Slices begin at multiples of so many elements, so that they are aligned like the whole.
 constexpr u64 SLICE = 64;
 
-// The elements that a rank reduces in two-shot.
-struct Slice {
-    u64 begin, end;
+// Everywhere at once.
+struct Outputs {
+    const Peers &peers;
+
+    __device__ __forceinline__ bool takes_vectors(u64 offset) const {
+        bool all = true;
+#pragma unroll 1
+        for (u32 rank = 0; rank < peers.team.ranks; ++rank) {
+            all = all && (peers.outputs[rank] + offset) % VECTOR == 0;
+        }
+        return all;
+    }
+    __device__ __forceinline__ void store(u64 offset, const Vector &vector) const {
+#pragma unroll 1
+        for (u32 rank = 0; rank < peers.team.ranks; ++rank) {
+            store_vector(peers.outputs[rank] + offset, vector);
+        }
+    }
+    template <class T>
+    __device__ __forceinline__ void store_one(u64 offset, T element) const {
+#pragma unroll 1
+        for (u32 rank = 0; rank < peers.team.ranks; ++rank) {
+            store_element<T>(peers.outputs[rank] + offset, element);
+        }
+    }
 };
 
-KOLO_INLINE Slice slice_of(u64 count, u32 ranks, u32 rank) {
-    u64 length = ((count + ranks - 1) / ranks + SLICE - 1) / SLICE * SLICE;
-    u64 begin = length * rank < count ? length * rank : count;
-    u64 end = length * (rank + 1) < count ? length * (rank + 1) : count;
-    return {begin, end};
-}
-
-// Copies elements; which of them are the caller's is as in reduce_range, so that it reads what the same threads of
-// another rank have written.
-template <class T>
-KOLO_INLINE void copy_range(u64 from, u64 to, Slice slice, Share share) {
-    u64 vectors = (slice.end - slice.begin) / PER_VECTOR<T>, offset = slice.begin * sizeof(T);
-    u64 i = share.first;
-    for (; i + share.step < vectors; i += 2 * share.step) {
-        Vector first = load_vector(from + offset + i * VECTOR);
-        Vector second = load_vector(from + offset + (i + share.step) * VECTOR);
-        store_vector(to + offset + i * VECTOR, first);
-        store_vector(to + offset + (i + share.step) * VECTOR, second);
-    }
-    if (i < vectors) {
-        store_vector(to + offset + i * VECTOR, load_vector(from + offset + i * VECTOR));
-    }
-    u64 rest = slice.begin + vectors * PER_VECTOR<T>;
-    for (u64 i = rest + share.first; i < slice.end; i += share.step) {
-        store_element<T>(to + i * sizeof(T), load_element<T>(from + i * sizeof(T)));
-    }
-}
-
-// Every rank reduces everything: one trip, n times the reading. For small data.
+// Every rank reduces everything: n times the reading, and nobody waits for a result. For small data.
 template <class T>
 KOLO_INLINE void one_shot(const Peers &peers, u32 *failed) {
     Meeting meeting = {0, failed};
     if (!meeting.begin(peers.team) || !meeting.meet(peers.team)) {
         return;
     }
-    reduce_range<T, Sum, Finished>(peers.reduce, peers.reduce.output, 0, peers.reduce.count, share_of_grid());
+    const Reduce &reduce = peers.reduce;
+    reduce_range<T, Sum, Finished>(reduce, Output{reduce.output}, 0, reduce.count, share_of_grid());
     if (peers.settle && !meeting.meet(peers.team)) {
         return;
     }
     meeting.end(peers.team);
 }
 
-// Every rank reduces its slice, then fetches the others': two trips, and every element crosses twice only.
+// Every rank reduces its slice, and writes it into the output of every rank: the least that must be read and written.
+// Nobody else touches that slice, so outputs may be inputs.
 template <class T>
 KOLO_INLINE void two_shot(const Peers &peers, u32 *failed) {
     const Team &team = peers.team;
@@ -80,25 +75,15 @@ KOLO_INLINE void two_shot(const Peers &peers, u32 *failed) {
     if (!meeting.begin(team) || !meeting.meet(team)) {
         return;
     }
-    Slice own = slice_of(peers.reduce.count, team.ranks, team.rank);
-    reduce_range<T, Sum, Finished>(peers.reduce, peers.slices[team.rank], own.begin * sizeof(T), own.end - own.begin,
-                                   share_of_grid());
-    if (!meeting.meet(team)) {
-        return;
+    u64 count = peers.reduce.count;
+    u64 length = ((count + team.ranks - 1) / team.ranks + SLICE - 1) / SLICE * SLICE;
+    u64 begin = length * team.rank < count ? length * team.rank : count;
+    u64 own = length < count - begin ? length : count - begin;
+    reduce_range<T, Sum, Finished>(peers.reduce, Outputs{peers}, begin * sizeof(T), own, share_of_grid());
+    // The others' slices are in this rank's output, and nobody reads its input any more.
+    if (meeting.meet(team)) {
+        meeting.end(team);
     }
-#pragma unroll 1
-    for (u32 k = 0; k < team.ranks; ++k) {
-        // Not all from the same rank at once.
-        u32 rank = (team.rank + k) % team.ranks;
-        u64 from = peers.slices[rank];
-        if (from != peers.reduce.output) {
-            copy_range<T>(from, peers.reduce.output, slice_of(peers.reduce.count, team.ranks, rank), share_of_grid());
-        }
-    }
-    if (peers.settle && !meeting.meet(team)) {
-        return;
-    }
-    meeting.end(team);
 }
 
 #define KOLO_PEERS(T)                                                                                                  \

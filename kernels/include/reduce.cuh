@@ -58,6 +58,22 @@ struct Plain {
     }
 };
 
+// Where a result goes, usually.
+struct Output {
+    u64 address;
+
+    __device__ __forceinline__ bool takes_vectors(u64 offset) const {
+        return (address + offset) % VECTOR == 0;
+    }
+    __device__ __forceinline__ void store(u64 offset, const Vector &vector) const {
+        store_vector(address + offset, vector);
+    }
+    template <class T>
+    __device__ __forceinline__ void store_one(u64 offset, T element) const {
+        store_element<T>(address + offset, element);
+    }
+};
+
 // Of some elements, those that the threads of this launch share out among them: `first`, `first + step`, ..
 struct Share {
     u64 first, step;
@@ -68,8 +84,8 @@ KOLO_INLINE Share share_of_grid() {
 }
 
 // Reduces a group of VECTORS vectors that lie `stride` bytes apart, beginning `offset` bytes from each input.
-template <class T, class O, class F, u32 VECTORS, class I>
-KOLO_INLINE void reduce_group(const Reduce &reduce, u64 output, u64 offset, u64 stride, I input) {
+template <class T, class O, class F, u32 VECTORS, class I, class S>
+KOLO_INLINE void reduce_group(const Reduce &reduce, const S &output, u64 offset, u64 stride, I input) {
     constexpr u32 per = PER_VECTOR<T>;
     Accumulator<T> sums[VECTORS * per];
 #pragma unroll
@@ -99,29 +115,30 @@ KOLO_INLINE void reduce_group(const Reduce &reduce, u64 output, u64 offset, u64 
         for (u32 e = 0; e < per; ++e) {
             put<T>(out, e, Narrow<T>::from(F::apply(sums[v * per + e], reduce)));
         }
-        store_vector(output + offset + v * stride, out);
+        output.store(offset + v * stride, out);
     }
 }
 
 // The same of a single element.
-template <class T, class O, class F, class I>
-KOLO_INLINE void reduce_element(const Reduce &reduce, u64 output, u64 offset, I input) {
+template <class T, class O, class F, class I, class S>
+KOLO_INLINE void reduce_element(const Reduce &reduce, const S &output, u64 offset, I input) {
     auto sum = widen(input(0, load_element<T>(reduce.inputs[0] + offset)));
 #pragma unroll 1
     for (u32 k = 1; k < reduce.n; ++k) {
         sum = O::apply(sum, widen(input(k, load_element<T>(reduce.inputs[k] + offset))));
     }
-    store_element<T>(output + offset, Narrow<T>::from(F::apply(sum, reduce)));
+    output.store_one(offset, Narrow<T>::from(F::apply(sum, reduce)));
 }
 
 // Reduces `count` elements that begin `offset` bytes from every input, into the same place of `output`. `share` says
 // which vectors of them, counted from the first whole one, are the caller's, and which of the elements besides.
 // Vectors are taken as elements of L.
-template <class T, class O, class F, class L = T, class I = Plain>
-KOLO_INLINE void reduce_range(const Reduce &reduce, u64 output, u64 offset, u64 count, Share share, I input = {}) {
+template <class T, class O, class F, class L = T, class S = Output, class I = Plain>
+KOLO_INLINE void reduce_range(const Reduce &reduce, const S &output, u64 offset, u64 count, Share share,
+                              I input = {}) {
     constexpr u32 per = PER_VECTOR<T>;
-    u64 head = until_aligned<T>(output + offset, count);
-    bool together = head < count;
+    u64 head = until_aligned<T>(reduce.inputs[0] + offset, count);
+    bool together = head < count && output.takes_vectors(offset + head * sizeof(T));
 #pragma unroll 1
     for (u32 k = 0; k < reduce.n; ++k) {
         together = together && (reduce.inputs[k] + offset + head * sizeof(T)) % VECTOR == 0;
