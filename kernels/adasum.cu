@@ -87,7 +87,8 @@ KOLO_KERNEL kolo_dots_total(Totals totals) {
 
 // The argument of kolo_combine_T.
 struct Combine {
-    // `inputs` and `output` are fused buffers; `count` is not looked at. The result is divided and scaled as it says.
+    // `inputs` and `outputs` are fused buffers; `count` is not looked at. The result is divided and scaled as it
+    // says.
     Reduce reduce;
     // Of `tile_count` tiles, cut in any way; of each, `in_fused`, `tensor` and `count` are looked at.
     u64 tiles;
@@ -96,7 +97,7 @@ struct Combine {
     u32 tile_count;
     u32 unused;
 };
-static_assert(sizeof(Combine) == 128, "src/device/cuda builds the same");
+static_assert(sizeof(Combine) == 184, "src/device/cuda builds the same");
 
 // An element times its input's weight, rounded to the type.
 struct Weighted {
@@ -114,8 +115,7 @@ KOLO_INLINE void combine(const Combine &combine) {
         const Tile &tile = at<const Tile>(combine.tiles)[i];
         Weighted weighted = {at<const f64>(combine.weights) + static_cast<u64>(tile.tensor) * combine.reduce.n};
         Share share = {threadIdx.x, THREADS};
-        const Reduce &reduce = combine.reduce;
-        reduce_range<T, Sum, Finished>(reduce, Output{reduce.output}, tile.in_fused, tile.count, share, weighted);
+        reduce_range<T, Sum, Finished>(combine.reduce, tile.in_fused, tile.count, share, weighted);
     }
 }
 

@@ -9,7 +9,7 @@
 
 #define KOLO_REDUCE(NAME, T, OP, FINISH)                                                                               \
     KOLO_KERNEL kolo_##NAME##_##T(const __grid_constant__ Reduce reduce) {                                             \
-        reduce_range<T, OP, FINISH>(reduce, Output{reduce.output}, 0, reduce.count, share_of_grid());                          \
+        reduce_range<T, OP, FINISH>(reduce, 0, reduce.count, share_of_grid());                          \
     }
 
 #define KOLO_FLOAT(T)                                                                                                  \
@@ -50,7 +50,7 @@ KOLO_WITHOUT_SIGN(u64)
 // Bits do not care where an element ends: bytes serve every integer, and `count` is in bytes.
 #define KOLO_BITS(NAME, OP)                                                                                            \
     KOLO_KERNEL kolo_reduce_##NAME##_bits(const __grid_constant__ Reduce reduce) {                                     \
-        reduce_range<u8, OP, AsItIs, u32>(reduce, Output{reduce.output}, 0, reduce.count, share_of_grid());                    \
+        reduce_range<u8, OP, AsItIs, u32>(reduce, 0, reduce.count, share_of_grid());                    \
     }
 
 KOLO_BITS(and, And)

@@ -1,22 +1,23 @@
-// Reductions of 1 to 8 inputs, element by element, in the order of the inputs.
+// Reductions of 1 to 8 inputs, element by element, in the order of the inputs, into 1 to 8 outputs.
 //
 // ((x0 (+) x1) (+) x2) .. in the accumulator, then what is to be done once to the result, then one rounding: the bits
 // do not depend on the alignment, the grid or the place of an element. All of an element's inputs are read before it
-// is written, so the output may be one of the inputs.
+// is written, so outputs may be inputs.
 #pragma once
 
 #include "memory.cuh"
 #include "values.cuh"
 
-// Inputs of a reduction.
+// Inputs of a reduction, and outputs.
 constexpr u32 INPUTS = 8;
 
 // The argument of a reduction.
 struct Reduce {
     // Of the first elements, in order; `n` of them. Any alignment.
     u64 inputs[INPUTS];
-    // May be the same as an input; apart from that it overlaps none.
-    u64 output;
+    // `m` of them, which all get the result. Each may be the same as an input; apart from that it overlaps none, and
+    // no other output.
+    u64 outputs[INPUTS];
     // Elements.
     u64 count;
     // The result is divided by it: a count of at most 2^63 - 1, and 1 for none.
@@ -25,9 +26,9 @@ struct Reduce {
     f64 postscale;
     // 1 to INPUTS.
     u32 n;
-    u32 unused;
+    u32 m;
 };
-static_assert(sizeof(Reduce) == 104, "src/device/cuda builds the same");
+static_assert(sizeof(Reduce) == 160, "src/device/cuda builds the same");
 
 // Vectors that a thread folds at once: as many as keep its accumulators in registers.
 template <class L>
@@ -58,22 +59,6 @@ struct Plain {
     }
 };
 
-// Where a result goes, usually.
-struct Output {
-    u64 address;
-
-    __device__ __forceinline__ bool takes_vectors(u64 offset) const {
-        return (address + offset) % VECTOR == 0;
-    }
-    __device__ __forceinline__ void store(u64 offset, const Vector &vector) const {
-        store_vector(address + offset, vector);
-    }
-    template <class T>
-    __device__ __forceinline__ void store_one(u64 offset, T element) const {
-        store_element<T>(address + offset, element);
-    }
-};
-
 // Of some elements, those that the threads of this launch share out among them: `first`, `first + step`, ..
 struct Share {
     u64 first, step;
@@ -84,8 +69,8 @@ KOLO_INLINE Share share_of_grid() {
 }
 
 // Reduces a group of VECTORS vectors that lie `stride` bytes apart, beginning `offset` bytes from each input.
-template <class T, class O, class F, u32 VECTORS, class I, class S>
-KOLO_INLINE void reduce_group(const Reduce &reduce, const S &output, u64 offset, u64 stride, I input) {
+template <class T, class O, class F, u32 VECTORS, class I>
+KOLO_INLINE void reduce_group(const Reduce &reduce, u64 offset, u64 stride, I input) {
     constexpr u32 per = PER_VECTOR<T>;
     Accumulator<T> sums[VECTORS * per];
 #pragma unroll
@@ -115,47 +100,57 @@ KOLO_INLINE void reduce_group(const Reduce &reduce, const S &output, u64 offset,
         for (u32 e = 0; e < per; ++e) {
             put<T>(out, e, Narrow<T>::from(F::apply(sums[v * per + e], reduce)));
         }
-        output.store(offset + v * stride, out);
+#pragma unroll 1
+        for (u32 k = 0; k < reduce.m; ++k) {
+            store_vector(reduce.outputs[k] + offset + v * stride, out);
+        }
     }
 }
 
 // The same of a single element.
-template <class T, class O, class F, class I, class S>
-KOLO_INLINE void reduce_element(const Reduce &reduce, const S &output, u64 offset, I input) {
+template <class T, class O, class F, class I>
+KOLO_INLINE void reduce_element(const Reduce &reduce, u64 offset, I input) {
     auto sum = widen(input(0, load_element<T>(reduce.inputs[0] + offset)));
 #pragma unroll 1
     for (u32 k = 1; k < reduce.n; ++k) {
         sum = O::apply(sum, widen(input(k, load_element<T>(reduce.inputs[k] + offset))));
     }
-    output.store_one(offset, Narrow<T>::from(F::apply(sum, reduce)));
+    T result = Narrow<T>::from(F::apply(sum, reduce));
+#pragma unroll 1
+    for (u32 k = 0; k < reduce.m; ++k) {
+        store_element<T>(reduce.outputs[k] + offset, result);
+    }
 }
 
-// Reduces `count` elements that begin `offset` bytes from every input, into the same place of `output`. `share` says
-// which vectors of them, counted from the first whole one, are the caller's, and which of the elements besides.
+// Reduces `count` elements that begin `offset` bytes from every input, into the same place of every output. `share`
+// says which vectors of them, counted from the first whole one, are the caller's, and which of the elements besides.
 // Vectors are taken as elements of L.
-template <class T, class O, class F, class L = T, class S = Output, class I = Plain>
-KOLO_INLINE void reduce_range(const Reduce &reduce, const S &output, u64 offset, u64 count, Share share,
-                              I input = {}) {
+template <class T, class O, class F, class L = T, class I = Plain>
+KOLO_INLINE void reduce_range(const Reduce &reduce, u64 offset, u64 count, Share share, I input = {}) {
     constexpr u32 per = PER_VECTOR<T>;
     u64 head = until_aligned<T>(reduce.inputs[0] + offset, count);
-    bool together = head < count && output.takes_vectors(offset + head * sizeof(T));
+    bool together = head < count;
+    u64 middle = offset + head * sizeof(T), stride = share.step * VECTOR;
 #pragma unroll 1
     for (u32 k = 0; k < reduce.n; ++k) {
-        together = together && (reduce.inputs[k] + offset + head * sizeof(T)) % VECTOR == 0;
+        together = together && (reduce.inputs[k] + middle) % VECTOR == 0;
+    }
+#pragma unroll 1
+    for (u32 k = 0; k < reduce.m; ++k) {
+        together = together && (reduce.outputs[k] + middle) % VECTOR == 0;
     }
     u64 vectors = together ? (count - head) / per : 0;
     head = together ? head : count;
-    u64 middle = offset + head * sizeof(T), stride = share.step * VECTOR;
     u64 i = share.first;
     for (; i + (FOLDED<L> - 1) * share.step < vectors; i += FOLDED<L> * share.step) {
-        reduce_group<L, O, F, FOLDED<L>>(reduce, output, middle + i * VECTOR, stride, input);
+        reduce_group<L, O, F, FOLDED<L>>(reduce, middle + i * VECTOR, stride, input);
     }
     for (; i < vectors; i += share.step) {
-        reduce_group<L, O, F, 1>(reduce, output, middle + i * VECTOR, stride, input);
+        reduce_group<L, O, F, 1>(reduce, middle + i * VECTOR, stride, input);
     }
     // Head and tail, or everything.
     u64 rest = head + vectors * per;
     for (u64 i = share.first; i < head + (count - rest); i += share.step) {
-        reduce_element<T, O, F>(reduce, output, offset + (i < head ? i : rest + (i - head)) * sizeof(T), input);
+        reduce_element<T, O, F>(reduce, offset + (i < head ? i : rest + (i - head)) * sizeof(T), input);
     }
 }

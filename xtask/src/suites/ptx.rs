@@ -9,8 +9,11 @@ use super::Context;
 use crate::ptx::{self, Sources, wheels};
 use crate::workspace::{root, target};
 
-/// The GPUs that the kernels are assembled for besides: A100, H100 and H200, B200.
+/// The GPUs that the sources are compiled for besides: A100, H100 and H200, B200.
 const ARCHITECTURES: &[&str] = &["sm_80", "sm_90", "sm_100"];
+
+/// The oldest GPU that the newer toolkit knows: for it the committed PTX is assembled, as a driver would.
+const OLDEST: &str = "sm_75";
 
 /// Kernels that may keep something in local memory, and why.
 const MAY_USE_LOCAL_MEMORY: &[&str] = &[];
@@ -21,24 +24,36 @@ pub(crate) fn run(context: &Context) -> Result<()> {
     let toolkit = wheels::NVCC.ensure(context.left())?.join("nvidia/cu13");
     let output = target().join("wheels/assembled");
     std::fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
+    for (name, _) in &sources.units {
+        let mut ptxas = Command::new(toolkit.join("bin/ptxas"));
+        ptxas.args(["--verbose", "--gpu-name", OLDEST]).arg(format!("kernels/prebuilt/{name}.ptx"));
+        ptxas.arg("--output-file").arg(output.join(name).with_extension("cubin")).current_dir(root());
+        assemble(context, &mut ptxas, OLDEST)?;
+    }
     for architecture in ARCHITECTURES {
         let mut nvcc = Command::new(toolkit.join("bin/nvcc"));
         nvcc.args(["--cubin", "--std=c++17", "--fmad=false", "--resource-usage", "-Werror=all-warnings"]);
         nvcc.arg(format!("--gpu-architecture={architecture}")).arg("--output-directory").arg(&output);
         nvcc.args(["--include-path", "kernels/include"]).current_dir(root());
         nvcc.args(sources.units.iter().map(|(name, _)| format!("kernels/{name}.cu")));
-        let kernels = usage(&context.output(&mut nvcc)?)?;
-        ensure!(!kernels.is_empty(), "ptxas reported no kernel for {architecture}");
-        let spoiled: Vec<String> = kernels
-            .iter()
-            .filter(|kernel| kernel.bytes != [0; 3] && !MAY_USE_LOCAL_MEMORY.contains(&kernel.name.as_str()))
-            .map(|Kernel { name, bytes: [stack, stores, loads] }| {
-                format!("{name}: {stack} bytes of stack, {stores} bytes of spill stores, {loads} of spill loads")
-            })
-            .collect();
-        ensure!(spoiled.is_empty(), "local memory on {architecture}:\n  {}", spoiled.join("\n  "));
-        context.count(kernels.len() as u64);
+        assemble(context, &mut nvcc, architecture)?;
     }
+    Ok(())
+}
+
+/// Runs a compiler that reports what each kernel uses, and fails if one uses local memory.
+fn assemble(context: &Context, compiler: &mut Command, architecture: &str) -> Result<()> {
+    let kernels = usage(&context.output(compiler)?)?;
+    ensure!(!kernels.is_empty(), "ptxas reported no kernel for {architecture}");
+    let spoiled: Vec<String> = kernels
+        .iter()
+        .filter(|kernel| kernel.bytes != [0; 3] && !MAY_USE_LOCAL_MEMORY.contains(&kernel.name.as_str()))
+        .map(|Kernel { name, bytes: [stack, stores, loads] }| {
+            format!("{name}: {stack} bytes of stack, {stores} bytes of spill stores, {loads} of spill loads")
+        })
+        .collect();
+    ensure!(spoiled.is_empty(), "local memory on {architecture}:\n  {}", spoiled.join("\n  "));
+    context.count(kernels.len() as u64);
     Ok(())
 }
 
