@@ -18,7 +18,7 @@ struct Dots {
     u32 tile_count;
     u32 n;
 };
-static_assert(sizeof(Dots) == 88, "src/device/cuda builds the same");
+static_assert(sizeof(Dots) == 88, "Rust builds the same");
 
 // Sums side by side: element i goes into sum i mod 8, and the eight are added in order.
 constexpr u32 LANES = 8;
@@ -71,7 +71,7 @@ struct Totals {
     u32 tensors;
     u32 pairs;
 };
-static_assert(sizeof(Totals) == 32, "src/device/cuda builds the same");
+static_assert(sizeof(Totals) == 32, "Rust builds the same");
 
 KOLO_KERNEL kolo_dots_total(Totals totals) {
     u64 all = static_cast<u64>(totals.tensors) * totals.pairs;
@@ -97,7 +97,7 @@ struct Combine {
     u32 tile_count;
     u32 unused;
 };
-static_assert(sizeof(Combine) == 184, "src/device/cuda builds the same");
+static_assert(sizeof(Combine) == 184, "Rust builds the same");
 
 // An element times its input's weight, rounded to the type.
 struct Weighted {

@@ -13,7 +13,7 @@ struct Squares {
     // Of f64, one a tile.
     u64 sums;
 };
-static_assert(sizeof(Squares) == 40, "src/device/cuda builds the same");
+static_assert(sizeof(Squares) == 40, "Rust builds the same");
 
 template <class T>
 KOLO_INLINE void squares(const Squares &argument, f64 *warps) {
@@ -70,7 +70,7 @@ struct Total {
     u32 count;
     u32 unused;
 };
-static_assert(sizeof(Total) == 40, "src/device/cuda builds the same");
+static_assert(sizeof(Total) == 40, "Rust builds the same");
 
 // One block.
 KOLO_KERNEL kolo_norm(Total argument) {

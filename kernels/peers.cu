@@ -23,7 +23,7 @@ struct Peers {
     u32 settle;
     u32 unused;
 };
-static_assert(sizeof(Peers) == 256, "src/device/cuda builds the same");
+static_assert(sizeof(Peers) == 256, "Rust builds the same");
 
 template <class T>
 KOLO_INLINE void allreduce(const Peers &peers, u32 *failed) {

@@ -20,7 +20,7 @@ struct Quantise {
     u64 scales;
     u64 count;
 };
-static_assert(sizeof(Quantise) == 32, "src/device/cuda builds the same");
+static_assert(sizeof(Quantise) == 32, "Rust builds the same");
 
 // The nearest whole number of a value between -2^22 and 2^22, ties to even: beyond 1.5 * 2^23 an f32 has no fraction.
 KOLO_INLINE i32 nearest(f32 value) {

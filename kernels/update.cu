@@ -17,7 +17,7 @@ struct SgdUpdate {
     u32 flags;
     u32 unused;
 };
-static_assert(sizeof(SgdUpdate) == 72, "src/device/cuda builds the same");
+static_assert(sizeof(SgdUpdate) == 72, "Rust builds the same");
 
 constexpr u32 NESTEROV = 2;
 constexpr u32 DECAY = 4;
@@ -75,7 +75,7 @@ struct AdamUpdate {
     u32 flags;
     u32 unused;
 };
-static_assert(sizeof(AdamUpdate) == 88, "src/device/cuda builds the same");
+static_assert(sizeof(AdamUpdate) == 88, "Rust builds the same");
 
 constexpr u32 DECOUPLED = 2;
 

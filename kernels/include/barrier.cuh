@@ -18,7 +18,7 @@ struct Flags {
     // arrived. Written by that rank alone.
     u32 arrived[2][BLOCKS][RANKS];
 };
-static_assert(sizeof(Flags) == 4 * BLOCKS * (1 + 2 * RANKS), "src/device/cuda allocates as much");
+static_assert(sizeof(Flags) == 4 * BLOCKS * (1 + 2 * RANKS), "Rust allocates as much");
 
 // Who meets whom: a part of the arguments.
 struct Team {
@@ -32,7 +32,7 @@ struct Team {
     u32 ranks;
     u32 rank;
 };
-static_assert(sizeof(Team) == 88, "src/device/cuda builds the same");
+static_assert(sizeof(Team) == 88, "Rust builds the same");
 
 // What went wrong, in the error word's lowest byte.
 constexpr u32 LATE = 1;

@@ -13,4 +13,4 @@ struct Norm {
     u32 finite;
     u32 unused;
 };
-static_assert(sizeof(Norm) == 24, "src/device/cuda reads the same");
+static_assert(sizeof(Norm) == 24, "Rust reads the same");

@@ -28,7 +28,7 @@ struct Reduce {
     u32 n;
     u32 m;
 };
-static_assert(sizeof(Reduce) == 160, "src/device/cuda builds the same");
+static_assert(sizeof(Reduce) == 160, "Rust builds the same");
 
 // Vectors that a thread folds at once: as many as keep its accumulators in registers.
 template <class L>

@@ -15,7 +15,7 @@ struct Tensor {
     // By which its elements are multiplied; 1.0 leaves them as they are, to the bit.
     f64 scale;
 };
-static_assert(sizeof(Tensor) == 16, "src/device/cuda builds the same");
+static_assert(sizeof(Tensor) == 16, "Rust builds the same");
 
 // A part of a tensor.
 struct Tile {
@@ -28,7 +28,7 @@ struct Tile {
     // Elements; bytes where bytes are moved.
     u32 count;
 };
-static_assert(sizeof(Tile) == 24, "src/device/cuda builds the same");
+static_assert(sizeof(Tile) == 24, "Rust builds the same");
 
 // The argument of pack and unpack.
 struct Move {
@@ -42,7 +42,7 @@ struct Move {
     // 0: from the tensors to the fused buffer; else back.
     u32 unpack;
 };
-static_assert(sizeof(Move) == 32, "src/device/cuda builds the same");
+static_assert(sizeof(Move) == 32, "Rust builds the same");
 
 // Vectors that a thread has under way at once.
 constexpr u32 IN_FLIGHT = 4;
@@ -55,7 +55,7 @@ KOLO_INLINE void copy_as(u64 from, u64 to, u32 count) {
     }
 }
 
-// Copies `count` bytes by vectors. Both addresses are multiples of one.
+// Copies whole vectors. Both addresses are multiples of one.
 KOLO_INLINE void copy_vectors(u64 from, u64 to, u32 vectors) {
     u32 i = threadIdx.x;
     for (; i + (IN_FLIGHT - 1) * THREADS < vectors; i += IN_FLIGHT * THREADS) {

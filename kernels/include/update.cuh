@@ -25,7 +25,7 @@ struct Parameter {
     u32 fresh;
     u32 unused;
 };
-static_assert(sizeof(Parameter) == 56, "src/device/cuda builds the same");
+static_assert(sizeof(Parameter) == 56, "Rust builds the same");
 
 // What the arguments of all updates begin with.
 struct Update {
@@ -40,7 +40,7 @@ struct Update {
     u32 tile_count;
     u32 unused;
 };
-static_assert(sizeof(Update) == 32, "src/device/cuda builds the same");
+static_assert(sizeof(Update) == 32, "Rust builds the same");
 
 // ---- Arithmetic that rounds once an operation ----------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 
 const HELP: &str = "\
-The tasks of this repository. All install an MPI and libclang first, if they are missing.
+The tasks of this repository. All but ptx install an MPI, libclang and g++ first, if they are missing.
 
 cargo xtask demo [-- [-np N] [ARGUMENTS]]
     Trains on the digits data with N ranks (2 if not given). ARGUMENTS go to examples/03_digits.rs: try `-- --help`.
