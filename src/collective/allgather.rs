@@ -67,7 +67,6 @@ impl ProcessSet {
     where
         B: Tensor + Send + 'static,
     {
-        let counts = |elements| vec![elements];
-        uneven::begin(&self.set, name, Kind::Move(Move::Allgather), tensor, counts)
+        uneven::begin(&self.set, name, Kind::Move(Move::Allgather), tensor, None)
     }
 }

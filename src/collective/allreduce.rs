@@ -113,6 +113,103 @@ impl ProcessSet {
     {
         self.set.owned(name, Kind::Allreduce { op }, tensor, *options)
     }
+
+    /// Reduces the tensor `name` over the set's ranks from `input` into `output`, which has the same length, and waits for it.
+    /// `input` is left as it is, however the call ends.
+    ///
+    /// They are two slices: what overlaps does not compile.
+    ///
+    /// ```compile_fail
+    /// # kolo::threads(1, |kolo| -> kolo::Result<()> {
+    /// let mut data = [1.0_f32; 4];
+    /// kolo.allreduce_into("x", &data[..3], &mut data[1..], kolo::ReduceOp::Sum)
+    /// # });
+    /// ```
+    ///
+    /// ```
+    /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
+    /// let mut data = [1.0_f32, 2.0, 0.0, 0.0];
+    /// let (input, output) = data.split_at_mut(2);
+    /// kolo.allreduce_into("x", input, output, kolo::ReduceOp::Sum)?;
+    /// assert_eq!(data, [1.0, 2.0, 2.0, 4.0]);
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Collective
+    /// As [`allreduce`](Self::allreduce). Ranks may differ in whether they reduce in place.
+    ///
+    /// # Errors
+    /// As [`allreduce`](Self::allreduce), and [`Error::Argument`] if the lengths differ. `output` is as it was after a mismatch,
+    /// and unspecified after what `data` of [`allreduce`](Self::allreduce) is unspecified after.
+    pub fn allreduce_into<T: Reducible>(&self, name: &str, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
+        self.allreduce_into_with(name, input, output, op, &Options::default())
+    }
+
+    /// As [`allreduce_into`](Self::allreduce_into), with scale factors and a deadline.
+    ///
+    /// # Errors
+    /// As [`allreduce_into`](Self::allreduce_into).
+    pub fn allreduce_into_with<T: Reducible>(
+        &self,
+        name: &str,
+        input: &[T],
+        output: &mut [T],
+        op: ReduceOp,
+        options: &Options,
+    ) -> Result<()> {
+        let kind = Kind::Allreduce { op };
+        let memory = self.set.apart(name, kind, input, output)?;
+        self.set.blocking(name, &Call::slice(kind, input, *options), memory)
+    }
+
+    /// Begins to reduce the tensor `name` from `input` into `output`, which has as many elements; the handle gives both back,
+    /// `input` as it was, also from [`Handle::cancel`].
+    ///
+    /// ```
+    /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
+    /// let (gradient, sum) = (vec![kolo.rank() as f32; 3], kolo.alloc(3)?);
+    /// let handle = kolo.allreduce_into_async("gradient", gradient, sum, kolo::ReduceOp::Sum)?;
+    /// let (gradient, sum) = handle.wait()?;
+    /// assert_eq!((gradient[0], sum[0]), (kolo.rank() as f32, 1.0));
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Collective
+    /// As [`allreduce_async`](Self::allreduce_async), with the shape of `input`. Ranks may differ in whether they reduce in place.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async), and [`Error::Argument`] if the numbers of elements differ. Both tensors are
+    /// dropped if the call fails.
+    pub fn allreduce_into_async<A, B>(&self, name: &str, input: A, output: B, op: ReduceOp) -> Result<Handle<(A, B)>>
+    where
+        A: Tensor<Element: Reducible> + Send + 'static,
+        B: Tensor<Element = A::Element> + Send + 'static,
+    {
+        self.allreduce_into_async_with(name, input, output, op, &Options::default())
+    }
+
+    /// As [`allreduce_into_async`](Self::allreduce_into_async), with scale factors and a deadline.
+    ///
+    /// # Errors
+    /// As [`allreduce_into_async`](Self::allreduce_into_async).
+    pub fn allreduce_into_async_with<A, B>(
+        &self,
+        name: &str,
+        input: A,
+        output: B,
+        op: ReduceOp,
+        options: &Options,
+    ) -> Result<Handle<(A, B)>>
+    where
+        A: Tensor<Element: Reducible> + Send + 'static,
+        B: Tensor<Element = A::Element> + Send + 'static,
+    {
+        self.set.owned_apart(name, Kind::Allreduce { op }, (input, output), *options)
+    }
 }
 
 impl<'scope, 'env> Scope<'scope, 'env> {
@@ -144,6 +241,67 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         options: &Options,
     ) -> Result<ScopedHandle<'scope>> {
         let call = Call::slice(Kind::Allreduce { op }, data, *options);
-        self.begin(name, &call, RawSlice::of_mut(data))
+        self.begin(name, &call, Memory::borrowed(Piece::in_place(RawSlice::of_mut(data))))
+    }
+
+    /// Begins to reduce the borrowed tensor `name` from `input` into `output`. `input` is left as it is, and may be read
+    /// meanwhile, but not written:
+    ///
+    /// ```compile_fail
+    /// # kolo::threads(1, |kolo| -> kolo::Result<()> {
+    /// let (mut gradient, mut sum) = (vec![1.0_f32; 4], vec![0.0; 4]);
+    /// kolo.scope(|scope| {
+    ///     scope.allreduce_into_async("gradient", &gradient, &mut sum, kolo::ReduceOp::Sum)?;
+    ///     gradient[0] = 2.0; // in flight: borrowed by the operation
+    ///     Ok(())
+    /// })
+    /// # });
+    /// ```
+    ///
+    /// ```
+    /// # kolo::threads(1, |kolo| -> kolo::Result<()> {
+    /// let (mut gradient, mut sum) = (vec![1.0_f32; 4], vec![0.0; 4]);
+    /// kolo.scope(|scope| {
+    ///     scope.allreduce_into_async("gradient", &gradient, &mut sum, kolo::ReduceOp::Sum)?;
+    ///     assert_eq!(gradient[0], 1.0);
+    ///     Ok(())
+    /// })?;
+    /// gradient[0] = 2.0;
+    /// # assert_eq!(sum, [1.0; 4]);
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Collective
+    /// As [`ProcessSet::allreduce_into_async`].
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce_into_async`].
+    pub fn allreduce_into_async<T: Reducible>(
+        &'scope self,
+        name: &str,
+        input: &'env [T],
+        output: &'env mut [T],
+        op: ReduceOp,
+    ) -> Result<ScopedHandle<'scope>> {
+        self.allreduce_into_async_with(name, input, output, op, &Options::default())
+    }
+
+    /// As [`allreduce_into_async`](Self::allreduce_into_async), with scale factors and a deadline.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce_into_async`].
+    pub fn allreduce_into_async_with<T: Reducible>(
+        &'scope self,
+        name: &str,
+        input: &'env [T],
+        output: &'env mut [T],
+        op: ReduceOp,
+        options: &Options,
+    ) -> Result<ScopedHandle<'scope>> {
+        let kind = Kind::Allreduce { op };
+        let memory = self.set.apart(name, kind, input, output)?;
+        self.begin(name, &Call::slice(kind, input, *options), memory)
     }
 }

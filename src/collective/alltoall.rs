@@ -5,7 +5,7 @@ use crate::communicator::{Communicator, apart};
 use crate::coordinator::Kind;
 use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::handle::{Call, Handle, Options, row_of};
+use crate::handle::{Call, Handle, Options};
 use crate::plan::moves::Move;
 use crate::process_set::ProcessSet;
 use crate::tensor::{Blocks, Element, Tensor};
@@ -91,10 +91,7 @@ impl ProcessSet {
     where
         B: Tensor + Send + 'static,
     {
-        let shape = tensor.shape();
-        uneven::check_counts(&self.set, name, rows, shape.first().copied().unwrap_or(1))?;
-        let row = row_of(&shape);
-        let counts = |_| rows.iter().map(|rows| rows * row).collect();
-        uneven::begin(&self.set, name, Kind::Move(Move::AllToAll), tensor, counts)
+        let counts = uneven::split(&self.set, name, &tensor, rows)?;
+        uneven::begin(&self.set, name, Kind::Move(Move::AllToAll), tensor, Some(counts))
     }
 }

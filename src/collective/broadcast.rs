@@ -74,6 +74,6 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     ) -> Result<ScopedHandle<'scope>> {
         let kind = Kind::Broadcast { root: self.set.root(name, "broadcast from", root)? };
         let call = Call::slice(kind, data, Options::default());
-        self.begin(name, &call, RawSlice::of_mut(data))
+        self.begin(name, &call, Memory::borrowed(Piece::in_place(RawSlice::of_mut(data))))
     }
 }

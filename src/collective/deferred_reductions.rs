@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use super::group::Holds;
+use super::group::{FIT, Holds, elements, hold_apart, misfit};
 use super::reduce_scatter_group::Cut;
 use crate::communicator::Communicator;
 use crate::engine::{Collective, Operation, Pieces};
-#[cfg(doc)]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::handle::{Handle, row_of};
-use crate::tensor::{Element, Hold, Piece, RawSlice, ReduceOp, Reducible, Tensor};
+use crate::tensor::{Both, Element, Hold, Piece, RawSlice, ReduceOp, Reducible, Tensor};
 
 impl Communicator {
     /// Begins to reduce `tensor` over all ranks; the handle gives it back.
@@ -45,6 +43,45 @@ impl Communicator {
         self.submit_in_place("allreduce", tensor, Collective::Allreduce(op))
     }
 
+    /// Begins to reduce `input` over all ranks into `output`, which has as many elements; the handle gives both back, `input` as
+    /// it was.
+    ///
+    /// # Collective
+    /// As [`allreduce_into`](Self::allreduce_into).
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async), and [`Error::Argument`] if the numbers of elements differ. Both tensors are
+    /// dropped if the call fails.
+    pub fn allreduce_into_async<A, B>(&mut self, input: A, output: B, op: ReduceOp) -> Result<Handle<(A, B)>>
+    where
+        A: Tensor<Element: Reducible> + Send + 'static,
+        B: Tensor<Element = A::Element> + Send + 'static,
+    {
+        self.queue()?;
+        self.check_op::<A::Element>(op)?;
+        self.submit_apart("allreduce", input, output, Collective::Allreduce(op))
+    }
+
+    /// Hands in a reduction of one tensor into another, which is as long on the ranks that get a result, and not looked at on the
+    /// others.
+    fn submit_apart<A, B>(&mut self, what: &str, input: A, output: B, collective: Collective) -> Result<Handle<(A, B)>>
+    where
+        A: Tensor + Send + 'static,
+        B: Tensor<Element = A::Element> + Send + 'static,
+    {
+        let (count, room) = (self.check_shape(&input)?, output.as_slice().len());
+        let gets = !matches!(collective, Collective::Reduce { root, .. } if root != self.rank());
+        if gets && count != room {
+            return self.refuse(Error::argument(format!(
+                "{what} of {count} elements into {room}: input and output must be equally long"
+            )));
+        }
+        let (both, piece) = Both::new(input, output);
+        let piece = if gets { piece } else { Piece { output: piece.output.part(0, 0), ..piece } };
+        let operation = Operation::new(collective, A::Element::DTYPE, count, Some(piece));
+        self.submit(what, operation, Some(Arc::clone(&both) as _), both)
+    }
+
     /// Begins to reduce all of `tensors` over all ranks, as one operation; the handle gives them back.
     ///
     /// # Collective
@@ -69,6 +106,39 @@ impl Communicator {
         self.submit("allreduce_group", Operation { pieces, ..operation }, Some(Arc::clone(&holds) as _), holds)
     }
 
+    /// Begins to reduce all of `inputs` over all ranks, as one operation, each into the one of `outputs` at the same place, which
+    /// has as many elements; the handle gives all of them back, `inputs` as they were.
+    ///
+    /// # Collective
+    /// As [`allreduce_group_into`](Self::allreduce_group_into).
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async), and [`Error::Argument`] if the numbers of tensors or of their elements
+    /// differ. All tensors are dropped if the call fails.
+    pub fn allreduce_group_into_async<A, B>(
+        &mut self,
+        inputs: Vec<A>,
+        outputs: Vec<B>,
+        op: ReduceOp,
+    ) -> Result<Handle<(Vec<A>, Vec<B>)>>
+    where
+        A: Tensor<Element: Reducible> + Send + 'static,
+        B: Tensor<Element = A::Element> + Send + 'static,
+    {
+        self.queue()?;
+        self.check_op::<A::Element>(op)?;
+        let mut count = 0;
+        for input in &inputs {
+            count += self.check_shape(input)?;
+        }
+        if let Some(reason) = misfit(&elements(&inputs), &elements(&outputs)) {
+            return self.refuse(Error::argument(format!("allreduce of a group: {reason}; {FIT}")));
+        }
+        let (both, pieces) = hold_apart(inputs, outputs);
+        let operation = Operation::new(Collective::Allreduce(op), A::Element::DTYPE, count, None);
+        self.submit("allreduce_group", Operation { pieces, ..operation }, Some(Arc::clone(&both) as _), both)
+    }
+
     /// Begins to reduce `tensor` to rank `root`; the handle gives it back, reduced on the root, as it was elsewhere.
     ///
     /// # Collective
@@ -84,6 +154,26 @@ impl Communicator {
         self.check_root("reduce root", root)?;
         self.check_part::<B::Element>(op)?;
         self.submit_in_place("reduce", tensor, Collective::Reduce { op, root })
+    }
+
+    /// Begins to reduce `input` to rank `root`, into `output`, which has as many elements there and is not looked at elsewhere; the
+    /// handle gives both back, `input` as it was.
+    ///
+    /// # Collective
+    /// As [`reduce_into`](Self::reduce_into).
+    ///
+    /// # Errors
+    /// As [`reduce_async`](Self::reduce_async), and [`Error::Argument`] on the root if the numbers of elements differ. Both tensors
+    /// are dropped if the call fails.
+    pub fn reduce_into_async<A, B>(&mut self, input: A, output: B, op: ReduceOp, root: usize) -> Result<Handle<(A, B)>>
+    where
+        A: Tensor<Element: Reducible> + Send + 'static,
+        B: Tensor<Element = A::Element> + Send + 'static,
+    {
+        self.queue()?;
+        self.check_root("reduce root", root)?;
+        self.check_part::<A::Element>(op)?;
+        self.submit_apart("reduce", input, output, Collective::Reduce { op, root })
     }
 
     /// Begins to reduce `tensor` over all ranks; the handle gives this rank's rows of the result.

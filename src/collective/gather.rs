@@ -79,7 +79,6 @@ impl ProcessSet {
         B: Tensor + Send + 'static,
     {
         let root = self.set.root(name, "gather to", root)? as usize;
-        let counts = |elements| vec![elements];
-        uneven::begin(&self.set, name, Kind::Move(Move::Gather { root }), tensor, counts)
+        uneven::begin(&self.set, name, Kind::Move(Move::Gather { root }), tensor, None)
     }
 }

@@ -1,14 +1,16 @@
 //! Scatter: every rank gets its block of one rank's elements.
 
+use std::sync::Arc;
+
 use super::uneven;
 use crate::communicator::{Communicator, apart};
 use crate::coordinator::Kind;
 use crate::engine::Collective;
 use crate::error::{Error, Result};
-use crate::handle::{Call, Options};
+use crate::handle::{Call, Handle, Options};
 use crate::plan::moves::Move;
 use crate::process_set::ProcessSet;
-use crate::tensor::{Blocks, Element};
+use crate::tensor::{Blocks, Element, Hold, Received, Tensor};
 
 impl Communicator {
     /// Leaves block `rank` of the root's `input` in `output`. On the other ranks `input` is not looked at and may be
@@ -90,5 +92,47 @@ impl ProcessSet {
         }
         let call = Call::slice(Kind::Move(Move::Scatter { root }), data, Options::default());
         uneven::blocking(&self.set, name, &call, data, counts.to_vec()).map(Blocks::into_data)
+    }
+
+    /// Begins to cut the tensor `name` of rank `root` into blocks, `rows[j]` of its rows for rank j of the set; the handle gives
+    /// this rank's elements. On the other ranks neither is looked at: pass what is at hand, or nothing.
+    ///
+    /// ```
+    /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
+    /// let (samples, rows) = if kolo.rank() == 0 { (vec![1.0_f32, 2.0, 3.0], vec![2, 1]) } else { (vec![], vec![]) };
+    /// let mine = kolo.scatter_async("samples", samples, &rows, 0)?.wait()?;
+    /// assert_eq!(mine, [[1.0, 2.0].as_slice(), &[3.0]][kolo.rank()]);
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Collective
+    /// As [`scatter`](Self::scatter). Ranks may differ in whether they wait.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async), and [`Error::Argument`] if `root` is not in the set, or on the root if
+    /// there is not one count for each rank or they do not add up to the first dimension.
+    pub fn scatter_async<B>(
+        &self,
+        name: &str,
+        tensor: B,
+        rows: &[usize],
+        root: usize,
+    ) -> Result<Handle<Vec<B::Element>>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        let root = self.set.root(name, "scatter from", root)? as usize;
+        let is_root = self.rank() == root;
+        let counts = if is_root { uneven::split(&self.set, name, &tensor, rows)? } else { Vec::new() };
+        let (hold, view) = Hold::new(tensor);
+        let input = if is_root { view } else { view.part(0, 0) };
+        // The others do not know how long a row is, so the ranks agree on elements.
+        let shape = vec![counts.iter().sum()];
+        let call = Call::new(Kind::Move(Move::Scatter { root }), B::Element::DTYPE, shape, Options::default());
+        let result = Received::<B::Element>::new();
+        let memory = uneven::memory(input, counts, Arc::clone(&result) as _, Some(hold as _));
+        self.set.handle(name, &call, memory, result)
     }
 }

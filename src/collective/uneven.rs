@@ -6,7 +6,7 @@ use crate::communicator::Communicator;
 use crate::coordinator::Kind;
 use crate::engine::{Pieces, Sizing};
 use crate::error::{Error, Result};
-use crate::handle::{Call, Handle, Landing, Memory, NamedSet, Options, Uneven};
+use crate::handle::{Call, Handle, Landing, Memory, NamedSet, Options, Uneven, row_of};
 use crate::plan::moves::Move;
 use crate::tensor::{Blocks, Element, GiveBack, Grow, Hold, Piece, RawSlice, Received, Tensor, room};
 
@@ -48,6 +48,15 @@ pub(super) fn check_counts(set: &Arc<NamedSet>, name: &str, counts: &[usize], to
     set.reject(name, &reason, "pass one count for each rank of the set, which add up to the tensor")
 }
 
+/// The elements of blocks of `rows` rows, one for each rank, which add up to the tensor; or the call is refused.
+pub(super) fn split<B: Tensor>(set: &Arc<NamedSet>, name: &str, tensor: &B, rows: &[usize]) -> Result<Vec<usize>> {
+    let shape = tensor.shape();
+    set.check_shape(name, &shape, tensor.as_slice().len())?;
+    check_counts(set, name, rows, shape.first().copied().unwrap_or(1))?;
+    let row = row_of(&shape);
+    Ok(rows.iter().map(|rows| rows * row).collect())
+}
+
 /// A named operation on borrowed blocks, to its end.
 pub(super) fn blocking<T: Element>(
     set: &Arc<NamedSet>,
@@ -61,27 +70,32 @@ pub(super) fn blocking<T: Element>(
     GiveBack::<Blocks<T>>::take(&*result).ok_or_else(|| Error::Cancelled(name.into()))
 }
 
-/// Begins a named operation on the blocks of an owned tensor; `counts` makes the blocks of its elements.
+/// Begins a named operation on an owned tensor, all of it or its blocks of `counts` elements.
 pub(super) fn begin<B>(
     set: &Arc<NamedSet>,
     name: &str,
     kind: Kind,
     tensor: B,
-    counts: impl FnOnce(usize) -> Vec<usize>,
+    counts: Option<Vec<usize>>,
 ) -> Result<Handle<Blocks<B::Element>>>
 where
     B: Tensor + Send + 'static,
 {
     let call = Call::new(kind, B::Element::DTYPE, tensor.shape(), Options::default());
     let (hold, view) = Hold::new(tensor);
-    let counts = counts(view.len() / B::Element::DTYPE.size());
+    let counts = counts.unwrap_or_else(|| vec![view.len() / B::Element::DTYPE.size()]);
     let result = Received::<B::Element>::new();
     let memory = memory(view, counts, Arc::clone(&result) as _, Some(hold as _));
     set.handle(name, &call, memory, result)
 }
 
 /// The memory of a named operation that makes `result` of blocks of `input`.
-fn memory(input: RawSlice, counts: Vec<usize>, result: Arc<dyn Grow>, hold: Option<Arc<dyn Send + Sync>>) -> Memory {
+pub(super) fn memory(
+    input: RawSlice,
+    counts: Vec<usize>,
+    result: Arc<dyn Grow>,
+    hold: Option<Arc<dyn Send + Sync>>,
+) -> Memory {
     let nothing = RawSlice::of::<u8>(&[]);
     let pieces = Pieces::One([Piece { input, output: nothing }]);
     Memory { uneven: Some(Uneven { counts, result: Landing::One(result) }), hold, ..Memory::of(pieces) }

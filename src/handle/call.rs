@@ -9,7 +9,7 @@ use crate::engine::Pieces;
 use crate::error::{Error, Result};
 use crate::event::Mark;
 use crate::plan::Span;
-use crate::tensor::{DType, Element, GiveBack, Hold, Piece, Tensor};
+use crate::tensor::{Both, DType, Element, GiveBack, Hold, Piece, RawSlice, Tensor};
 
 /// What a named operation may be given beyond its tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -181,6 +181,57 @@ impl NamedSet {
         let keep: Arc<dyn Send + Sync> = Arc::clone(&hold) as _;
         let memory = Memory { hold: Some(keep), ..Memory::borrowed(Piece::in_place(view)) };
         self.handle(name, &call, memory, hold)
+    }
+
+    /// Submits an operation that reads one owned tensor and writes another.
+    pub(crate) fn owned_apart<A, B>(
+        self: &Arc<Self>,
+        name: &str,
+        kind: Kind,
+        (input, output): (A, B),
+        options: Options,
+    ) -> Result<Handle<(A, B)>>
+    where
+        A: Tensor + Send + 'static,
+        B: Tensor<Element = A::Element> + Send + 'static,
+    {
+        let call = Call::new(kind, A::Element::DTYPE, input.shape(), options);
+        self.check_output(name, kind, input.as_slice().len(), output.as_slice().len())?;
+        let (both, piece) = Both::new(input, output);
+        let memory = Memory::borrowed(self.as_written(kind, piece));
+        self.handle(name, &call, Memory { hold: Some(Arc::clone(&both) as _), ..memory }, both)
+    }
+
+    /// The memory of an operation that reads one borrowed slice and writes another; or the call is refused.
+    pub(crate) fn apart<T: Element>(
+        self: &Arc<Self>,
+        name: &str,
+        kind: Kind,
+        input: &[T],
+        output: &mut [T],
+    ) -> Result<Memory> {
+        self.check_output(name, kind, input.len(), output.len())?;
+        let piece = Piece { input: RawSlice::of(input), output: RawSlice::of_mut(output) };
+        Ok(Memory::borrowed(self.as_written(kind, piece)))
+    }
+
+    /// Whether this rank gets a result, which has as many elements as the input.
+    fn gets_whole(&self, kind: Kind) -> bool {
+        !matches!(kind, Kind::Reduce { root, .. } if root as usize != self.team().rank())
+    }
+
+    /// Where this rank gets a result, there is as much room for it; or the call is refused.
+    fn check_output(self: &Arc<Self>, name: &str, kind: Kind, input: usize, output: usize) -> Result<()> {
+        if input == output || !self.gets_whole(kind) {
+            return Ok(());
+        }
+        let reason = format!("{kind} of {input} elements into {output}");
+        self.reject(name, &reason, "make input and output equally long")
+    }
+
+    /// What it does not write, an operation does not look at.
+    pub(super) fn as_written(&self, kind: Kind, piece: Piece) -> Piece {
+        if self.gets_whole(kind) { piece } else { Piece { output: piece.output.part(0, 0), ..piece } }
     }
 
     /// Submits an operation whose result `result` gives back.

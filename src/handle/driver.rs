@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,18 @@ pub(crate) trait Driven: Send + Sync {
 
     /// Ends every operation in flight with `error`.
     fn shut(self: Arc<Self>, error: &Error);
+}
+
+/// Takes the lock of what is driven unless another thread has it; `condemn` makes of what a panic left behind what it can.
+pub(super) fn try_lock<'a, T>(
+    lock: &'a Mutex<T>,
+    condemn: impl FnOnce(PoisonError<MutexGuard<'a, T>>) -> MutexGuard<'a, T>,
+) -> Option<MutexGuard<'a, T>> {
+    match lock.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(condemn(poisoned)),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 /// Says that a thread of kolo itself panicked.

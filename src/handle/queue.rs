@@ -5,11 +5,11 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::core::{EXPECTED, LINGER, UNDER_WAY};
-use super::driver::{Driven, Driver};
+use super::driver::{Driven, Driver, try_lock};
 use super::flight::Flight;
 use super::line::{Line, refusal};
 use super::task::{Collectively, Task};
@@ -238,11 +238,7 @@ impl Queue {
 
     /// Advances the operations unless another thread is doing so. Returns what it came to, and when to look again.
     pub(super) fn try_poll(self: &Arc<Self>, now: Duration) -> Option<(Step, Option<Duration>)> {
-        let mut core = match self.core.try_lock() {
-            Ok(core) => core,
-            Err(TryLockError::Poisoned(poisoned)) => self.condemn(poisoned),
-            Err(TryLockError::WouldBlock) => return None,
-        };
+        let mut core = try_lock(&self.core, |poisoned| self.condemn(poisoned))?;
         if !core.active {
             return Some((Step::Pending, None));
         }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use super::{Call, Flight, Memory, NamedSet, wait};
 use crate::coordinator::Ticket;
 use crate::error::Result;
-use crate::tensor::{Piece, RawSlice};
 
 /// Lends tensors to named operations: all that began in a scope have ended when it returns.
 ///
@@ -51,6 +50,9 @@ use crate::tensor::{Piece, RawSlice};
 /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
 /// # Ok::<(), kolo::Error>(())
 /// ```
+///
+/// It has the operations whose results have their place beforehand: allreduce, also of groups, reduce and broadcast. The
+/// others make a new result, which a scope has nobody to give to: their `_async` forms take an owned tensor.
 pub struct Scope<'scope, 'env: 'scope> {
     pub(crate) set: Arc<NamedSet>,
     begun: RefCell<Vec<(Ticket, Arc<Flight>)>>,
@@ -121,8 +123,8 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     }
 
     /// Begins an operation on memory borrowed for `'env`.
-    pub(crate) fn begin(&'scope self, name: &str, call: &Call, data: RawSlice) -> Result<ScopedHandle<'scope>> {
-        let (ticket, flight) = self.set.begin(name, call, Memory::borrowed(Piece::in_place(data)), false)?;
+    pub(crate) fn begin(&'scope self, name: &str, call: &Call, memory: Memory) -> Result<ScopedHandle<'scope>> {
+        let (ticket, flight) = self.set.begin(name, call, memory, false)?;
         self.begun.borrow_mut().push((ticket, Arc::clone(&flight)));
         Ok(ScopedHandle { set: Arc::clone(&self.set), ticket, flight, scope: PhantomData })
     }

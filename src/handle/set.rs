@@ -1,10 +1,10 @@
 //! A set of ranks that negotiate: named operations from their submission to their end.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::core::{Core, LINGER};
-use super::driver::{Driven, Driver};
+use super::driver::{Driven, Driver, try_lock};
 use super::status::Status;
 use super::tickets::{Entry, Tickets};
 use crate::coordinator::{Event, Kind, Params, Request, Spec, Ticket};
@@ -181,11 +181,7 @@ impl NamedSet {
 
     /// Advances the set unless another thread is doing so. Returns what it came to, and when to look again.
     pub(crate) fn try_poll(self: &Arc<Self>, now: Duration) -> Option<(Step, Option<Duration>)> {
-        let mut core = match self.core.try_lock() {
-            Ok(core) => core,
-            Err(TryLockError::Poisoned(poisoned)) => self.condemn(poisoned),
-            Err(TryLockError::WouldBlock) => return None,
-        };
+        let mut core = try_lock(&self.core, |poisoned| self.condemn(poisoned))?;
         if !core.active {
             return Some((Step::Pending, None));
         }

@@ -1,5 +1,6 @@
 //! Starting and ending: what a program writes to become a rank.
 
+mod apart;
 mod boot;
 mod builder;
 mod door;

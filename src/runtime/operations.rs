@@ -14,9 +14,6 @@ use crate::handle::{Handle, Options, Scope};
 use crate::process_set::ProcessSet;
 use crate::tensor::{Blocks, Element, ReduceOp, Reducible, Tensor};
 
-/// The name of [`Kolo::barrier`] among the named operations.
-const BARRIER: &str = "kolo.barrier";
-
 impl Kolo {
     /// A communicator of all ranks, for collectives matched by order.
     ///
@@ -32,15 +29,23 @@ impl Kolo {
         Ok(Communicator::new(Arc::clone(session), built))
     }
 
-    /// Returns once every rank has called it.
+    /// Returns once every rank has called it: [`ProcessSet::barrier`] of all ranks.
     ///
     /// # Collective
     /// Every rank of the job; one call at a time on each.
     ///
     /// # Errors
-    /// As [`ProcessSet::allreduce`].
+    /// As [`ProcessSet::barrier`].
     pub fn barrier(&self) -> Result<()> {
-        self.world().allreduce::<u8>(BARRIER, &mut [], ReduceOp::Max)
+        self.world().barrier()
+    }
+
+    /// Comes to the barrier, and goes on: [`ProcessSet::barrier_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::barrier_async`].
+    pub fn barrier_async(&self) -> Result<Handle<()>> {
+        self.world().barrier_async()
     }
 
     /// Reduces the tensor `name` over all ranks, in place, and waits for it: [`ProcessSet::allreduce`] of all ranks.
@@ -208,6 +213,23 @@ impl Kolo {
     /// As [`ProcessSet::scatter`].
     pub fn scatter<T: Element>(&self, name: &str, data: &[T], counts: &[usize], root: usize) -> Result<Vec<T>> {
         self.world().scatter(name, data, counts, root)
+    }
+
+    /// Begins to cut the tensor `name` of rank `root` into blocks, one for each rank: [`ProcessSet::scatter_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::scatter_async`].
+    pub fn scatter_async<B>(
+        &self,
+        name: &str,
+        tensor: B,
+        rows: &[usize],
+        root: usize,
+    ) -> Result<Handle<Vec<B::Element>>>
+    where
+        B: Tensor + Send + 'static,
+    {
+        self.world().scatter_async(name, tensor, rows, root)
     }
 
     /// Sends a block of the tensor `name` to each rank: [`ProcessSet::alltoall`] of all ranks.

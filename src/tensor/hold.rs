@@ -5,7 +5,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use super::{RawSlice, Tensor};
+use super::{Piece, RawSlice, Tensor};
 
 /// Keeps a tensor alive and in place for as long as an operation needs it.
 ///
@@ -53,6 +53,40 @@ impl<B: Send> GiveBack<B> for Hold<B> {
     }
 }
 
+/// What an operation reads and what it writes, both of them the user's own.
+pub(crate) struct Both<A, B> {
+    input: Arc<dyn GiveBack<A>>,
+    output: Arc<dyn GiveBack<B>>,
+}
+
+impl<A, B> Both<A, B> {
+    pub(crate) fn of(input: Arc<dyn GiveBack<A>>, output: Arc<dyn GiveBack<B>>) -> Arc<Self> {
+        Arc::new(Self { input, output })
+    }
+}
+
+impl<A, B> Both<A, B>
+where
+    A: Tensor + Send + 'static,
+    B: Tensor + Send + 'static,
+{
+    /// Takes two tensors in.
+    pub(crate) fn new(input: A, output: B) -> (Arc<Self>, Piece) {
+        let ((input, read), (output, written)) = (Hold::new(input), Hold::new(output));
+        (Self::of(input, output), Piece { input: read, output: written })
+    }
+}
+
+impl<A, B> GiveBack<(A, B)> for Both<A, B> {
+    fn take(&self) -> Option<(A, B)> {
+        self.input.take().zip(self.output.take())
+    }
+
+    fn cancelled(&self) -> Option<(A, B)> {
+        self.input.cancelled().zip(self.output.cancelled())
+    }
+}
+
 impl<B> Drop for Hold<B> {
     fn drop(&mut self) {
         drop(self.take());
@@ -81,5 +115,15 @@ mod tests {
         unsafe { view.ptr().cast::<f32>().write(5.0) };
         assert_eq!(hold.take(), Some(vec![5.0, 2.0]));
         assert_eq!(hold.take(), None);
+    }
+
+    #[test]
+    fn two_tensors_come_back_as_they_went_in() {
+        let (both, piece) = Both::new(vec![1.0_f32, 2.0], vec![0.0_f32; 2].into_boxed_slice());
+        // SAFETY: `both` keeps the elements alive and nothing else touches them.
+        unsafe { piece.output.ptr().cast::<f32>().write(piece.input.ptr().cast::<f32>().read() + 4.0) };
+        let (input, output) = both.take().expect("once");
+        assert_eq!((input, &*output), (vec![1.0, 2.0], &[5.0, 0.0][..]));
+        assert!(both.take().is_none() && both.cancelled().is_none());
     }
 }

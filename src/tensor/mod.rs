@@ -16,7 +16,7 @@ pub(crate) use blocks::room;
 pub use dtype::DType;
 pub(crate) use element::overwrite;
 pub use element::{Element, Reducible};
-pub(crate) use hold::{GiveBack, Hold};
+pub(crate) use hold::{Both, GiveBack, Hold};
 pub(crate) use received::{Grow, Received};
 pub(crate) use reduce_op::NOT_IN_PARTS;
 pub use reduce_op::ReduceOp;

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::{Handle, NamedSet, Options};
+use super::super::{Call, Handle, NamedSet, Options};
 use super::world::sets;
 use crate::coordinator::{Kind, Params};
 use crate::engine::testing::{Random, Shape};
@@ -83,6 +83,45 @@ fn a_cancel_after_agreement_ends_the_set_on_every_rank_of_every_host() {
             ranks.until(|ranks| ranks.sets.iter().all(|set| set.driver.busy() == 0));
         }
     }
+}
+
+#[test]
+fn what_is_reduced_apart_is_as_it_was_wherever_the_set_ends() {
+    let element = |rank: usize, at: usize| (rank * 1000 + at) as f32;
+    let (mut well, mut ill) = (0, 0);
+    for hosts in [&[3][..], &[2, 1], &[1, 1, 1]] {
+        // The root of a reduction is the only one to get a result.
+        for (kind, roots) in [(SUM, 0..3), (Kind::Reduce { op: ReduceOp::Sum, root: 2 }, 2..3)] {
+            for polls in (0..180).step_by(3) {
+                let mut ranks = Ranks::new(hosts, &Params::default());
+                let inputs: Vec<Vec<f32>> = (0..3).map(|rank| (0..900).map(|at| element(rank, at)).collect()).collect();
+                let mut outputs = vec![vec![-1.0_f32; 900]; 3];
+                let begin = |(rank, output): (usize, &mut Vec<f32>)| {
+                    let (set, input) = (&ranks.sets[rank], &inputs[rank][..]);
+                    let memory = set.apart("x", kind, input, output).expect("as long");
+                    set.begin("x", &Call::slice(kind, input, Options::default()), memory, false).expect("submitted")
+                };
+                let begun: Vec<_> = outputs.iter_mut().enumerate().map(begin).collect();
+                (0..polls).for_each(|turn| ranks.poll(turn % 3));
+                ranks.sets[1].cancel(begun[1].0);
+                match begun[1].1.outcome().expect("over") {
+                    Ok(()) => well += 1,
+                    // The others go on to wait for it.
+                    Err(Error::Cancelled(_)) => {
+                        [0, 2].into_iter().for_each(|rank| ranks.sets[rank].cancel(begun[rank].0))
+                    }
+                    Err(_) => ill += 1,
+                }
+                ranks.until(|_| begun.iter().all(|(_, flight)| flight.is_over()));
+                for rank in 0..3 {
+                    let is_own = |(at, value): (usize, &f32)| *value == element(rank, at);
+                    assert!(inputs[rank].iter().enumerate().all(is_own), "{hosts:?}, {kind}, {polls}: rank {rank}");
+                    assert!(roots.contains(&rank) || outputs[rank] == [-1.0; 900], "{hosts:?}, {kind}, {polls}");
+                }
+            }
+        }
+    }
+    assert!(well > 10 && ill > 10, "{well} ended well, {ill} did not: both must come up");
 }
 
 #[test]

@@ -114,6 +114,23 @@ impl Plan {
         self.shape[1..].iter().product()
     }
 
+    /// Whether a rank takes the result somewhere else. Each decides for itself.
+    fn is_apart(&self, seed: u64, name: usize, step: usize, rank: usize) -> bool {
+        let salt = (rank as u64) << 32 | (step as u64) << 16 | name as u64;
+        let random = &mut Random(seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        matches!(self.kind, Kind::Allreduce { .. } | Kind::Reduce { .. }) && random.below(2) == 0
+    }
+
+    /// What lies where the result shall go.
+    fn room(&self) -> Data {
+        draw(self.dtype, self.shape.iter().product(), &mut Random(3))
+    }
+
+    /// Whether a rank gets a result.
+    fn gets_result(&self, rank: usize) -> bool {
+        !matches!(self.kind, Kind::Reduce { root, .. } if root as usize != rank)
+    }
+
     /// What rank `me` gets of rows that change places, with the elements from each rank.
     fn blocks(&self, inputs: &[Data], me: usize) -> (Vec<f32>, Vec<usize>) {
         let (mut all, mut counts) = (Vec::new(), Vec::new());
@@ -168,7 +185,10 @@ impl Plan {
 
 enum Buffer {
     Borrowed(Data),
+    /// What is read, and what is written.
+    Apart(Data, Data),
     Owned(Handle<Vec<f32>>),
+    OwnedApart(Handle<(Vec<f32>, Vec<f32>)>),
     Blocks(Handle<Blocks<f32>>),
     /// The handle was dropped.
     Gone,
@@ -201,6 +221,7 @@ impl Rank {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
     pub(super) reduced: usize,
+    pub(super) apart: usize,
     pub(super) moved: usize,
     pub(super) mismatched: usize,
     pub(super) withdrawn: usize,
@@ -210,6 +231,7 @@ pub(super) struct Seen {
 impl Seen {
     pub(super) fn add(&mut self, other: Self) {
         self.reduced += other.reduced;
+        self.apart += other.apart;
         self.moved += other.moved;
         self.mismatched += other.mismatched;
         self.withdrawn += other.withdrawn;
@@ -374,6 +396,7 @@ impl World {
         let own = plan.of(at);
         let mut data = own.input(self.seed, name, step, at);
         let options = Options { prescale: own.factors.0, postscale: own.factors.1, deadline: None };
+        let apart = own.is_apart(self.seed, name, step, at).then(|| own.room());
         let begun = match &data {
             Data::F32(values) if own.kind.has_own_rows() => {
                 let handle = begin_moves(&rank.set, &text, &own, values.clone());
@@ -384,20 +407,35 @@ impl World {
                 })
             }
             Data::F32(values) if own.shape.len() == 1 && self.random.below(2) == 0 => {
-                let handle = rank.set.owned(&text, own.kind, values.clone(), options);
                 let drops = self.random.below(4) == 0;
-                handle.map(|handle| InFlight {
-                    ticket: ticket(&handle),
-                    flight: Arc::clone(&handle.flight),
-                    buffer: if drops { Buffer::Gone } else { Buffer::Owned(handle) },
-                })
+                if let Some(Data::F32(room)) = apart {
+                    let handle = rank.set.owned_apart(&text, own.kind, (values.clone(), room), options);
+                    handle.map(|handle| InFlight {
+                        ticket: ticket(&handle),
+                        flight: Arc::clone(&handle.flight),
+                        buffer: if drops { Buffer::Gone } else { Buffer::OwnedApart(handle) },
+                    })
+                } else {
+                    let handle = rank.set.owned(&text, own.kind, values.clone(), options);
+                    handle.map(|handle| InFlight {
+                        ticket: ticket(&handle),
+                        flight: Arc::clone(&handle.flight),
+                        buffer: if drops { Buffer::Gone } else { Buffer::Owned(handle) },
+                    })
+                }
             }
             _ => {
                 let call = Call::new(own.kind, own.dtype, own.shape.clone(), options);
-                let piece = Piece::in_place(data.raw());
-                let memory = Memory::borrowed(piece);
-                let begun = rank.set.begin(&text, &call, memory, self.random.below(3) == 0);
-                begun.map(|(ticket, flight)| InFlight { ticket, flight, buffer: Buffer::Borrowed(data) })
+                let input = data.raw();
+                let (piece, buffer) = match apart {
+                    None => (Piece::in_place(input), Buffer::Borrowed(data)),
+                    Some(mut room) => {
+                        let piece = rank.set.as_written(own.kind, Piece { input, output: room.raw() });
+                        (piece, Buffer::Apart(data, room))
+                    }
+                };
+                let begun = rank.set.begin(&text, &call, Memory::borrowed(piece), self.random.below(3) == 0);
+                begun.map(|(ticket, flight)| InFlight { ticket, flight, buffer })
             }
         };
         match begun {
@@ -427,8 +465,14 @@ impl World {
         let Some(flying) = rank.flying[name].take_if(|flying| !flying.flight.is_over()) else { return false };
         match flying.buffer {
             Buffer::Owned(handle) => assert!(handle.cancel().is_some()),
+            Buffer::OwnedApart(handle) => {
+                let (input, _) = handle.cancel().expect("both come back");
+                let plan = self.plans[name][step].of(at);
+                let was = plan.input(self.seed, name, step, at);
+                assert!(Data::F32(input).bytes() == was.bytes(), "n{name}, step {step}, rank {at}: {plan:?}");
+            }
             Buffer::Blocks(handle) => assert!(handle.cancel().is_none(), "there is no result yet"),
-            Buffer::Borrowed(_) | Buffer::Gone => rank.set.cancel(flying.ticket),
+            Buffer::Borrowed(_) | Buffer::Apart(..) | Buffer::Gone => rank.set.cancel(flying.ticket),
         }
         let outcome = flying.flight.outcome().expect("a cancelled operation is over");
         match outcome.expect_err("it had not ended") {
@@ -449,13 +493,26 @@ impl World {
             let outcome = flying.flight.outcome().expect("it is over");
             let plan = self.plans[name][step].clone();
             let context = format!("n{name}, step {step}, rank {at}, {plan:?}");
+            if let Buffer::Apart(input, room) = &flying.buffer {
+                let own = plan.of(at);
+                assert!(input.bytes() == own.input(self.seed, name, step, at).bytes(), "{context}: the input");
+                let untouched = matches!(outcome, Err(Error::Mismatch(_))) || !own.gets_result(at);
+                assert!(!untouched || room.bytes() == own.room().bytes(), "{context}: the room for a result");
+            }
             match (outcome, plan.odd) {
                 (Ok(()), None) => {
                     let inputs: Vec<Data> =
                         (0..self.ranks.len()).map(|rank| plan.input(self.seed, name, step, rank)).collect();
                     let got = match flying.buffer {
                         Buffer::Borrowed(data) => data,
+                        Buffer::Apart(..) | Buffer::OwnedApart(_) if !plan.gets_result(at) => continue,
+                        Buffer::Apart(_, room) => room,
                         Buffer::Owned(handle) => Data::F32(handle.wait().expect("it ended well")),
+                        Buffer::OwnedApart(handle) => {
+                            let (input, output) = handle.wait().expect("it ended well");
+                            assert!(Data::F32(input).bytes() == inputs[at].bytes(), "{context}: the input");
+                            Data::F32(output)
+                        }
                         Buffer::Blocks(handle) => {
                             let (got, (data, counts)) =
                                 (handle.wait().expect("it ended well"), plan.blocks(&inputs, at));
@@ -472,6 +529,7 @@ impl World {
                         assert!(got.is_close(&want), "{context}: {got:?} and not {want:?}");
                     }
                     self.seen.reduced += 1;
+                    self.seen.apart += usize::from(plan.is_apart(self.seed, name, step, at));
                 }
                 (Err(Error::Mismatch(mismatch)), Some((odd, how))) => {
                     let ranks: Vec<u32> = mismatch.views.iter().map(|(rank, _)| *rank).collect();
