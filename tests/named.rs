@@ -213,17 +213,19 @@ fn mismatch(kolo: &Kolo, kind: &str, odd: usize) -> Result<()> {
         ("kind", true) => kolo.broadcast("x", &mut data, 0),
         ("local", true) => kolo.broadcast("x", &mut data, 99),
         ("type", true) => kolo.allreduce("x", &mut data, ReduceOp::And),
+        ("output", true) => kolo.allreduce_into("x", &data, &mut [1.0; 5], ReduceOp::Sum),
         _ => kolo.allreduce("x", &mut data, ReduceOp::Sum),
     }
 }
 
 mpi_test!(a_mismatch_lists_every_rank_and_harms_nothing, np = [2, 3], hosts = ["2,2"], |kolo| {
-    for kind in ["dtype", "shape", "op", "prescale", "root", "kind", "local", "type"] {
+    for kind in ["dtype", "shape", "op", "prescale", "root", "kind", "local", "type", "output"] {
         for odd in 0..kolo.size() {
             let error = mismatch(kolo, kind, odd).expect_err("the ranks disagree");
             let refused = match kind {
                 "local" => Some(("broadcast from rank 99", "not in the set")),
                 "type" => Some(("'x': and does not take f32, only i32", "and does not take f32")),
+                "output" => Some(("'x': allreduce sum of 6 elements into 5; make input", "6 elements into 5")),
                 _ => None,
             };
             if let (Some((reason, _)), true) = (refused, kolo.rank() == odd) {

@@ -34,7 +34,7 @@ fn step(set: &ProcessSet, step: usize) -> Result<usize> {
     let (ranks, me) = (set.size(), set.rank());
     let globals = set.ranks();
     let root = step % ranks;
-    let mine = row(me, step, count(me, step));
+    let mine_of_all = row(me, step, count(me, step));
     let everybody: Vec<Vec<i64>> = (0..ranks).map(|rank| row(rank, step, count(rank, step))).collect();
     let counts: Vec<usize> = everybody.iter().map(Vec::len).collect();
     let mut done = 0;
@@ -44,12 +44,12 @@ fn step(set: &ProcessSet, step: usize) -> Result<usize> {
         done += 1;
     };
 
-    check("allgather", set.allgather("all", &mine)?, everybody.concat(), &counts);
-    let handle = set.allgather_async("all, later", mine.clone())?;
-    let gathered = set.gather("to one", &mine, globals[root])?;
+    check("allgather", set.allgather("all", &mine_of_all)?, everybody.concat(), &counts);
+    let handle = set.allgather_async("all, later", mine_of_all.clone())?;
+    let gathered = set.gather("to one", &mine_of_all, globals[root])?;
     let (data, of_root) = if me == root { (everybody.concat(), counts.clone()) } else { (Vec::new(), vec![0; ranks]) };
     check("gather", gathered, data.clone(), &of_root);
-    let gathering = set.gather_async("to one, later", mine.clone(), globals[root])?;
+    let gathering = set.gather_async("to one, later", mine_of_all.clone(), globals[root])?;
     check("allgather_async", handle.wait()?, everybody.concat(), &counts);
     check("gather_async", gathering.wait()?, data, &of_root);
 
@@ -67,6 +67,8 @@ fn step(set: &ProcessSet, step: usize) -> Result<usize> {
 
     let scattered = set.scatter("from one", &input, &sent, globals[root])?;
     assert_eq!(scattered, block(root).collect::<Vec<_>>(), "scatter at step {step}");
+    let scattering = set.scatter_async("from one, later", input, &sent, globals[root])?;
+    assert_eq!(scattering.wait()?, scattered, "scatter_async at step {step}");
 
     // Sums of whole numbers are exact in whatever order.
     let len = 10 * ranks + step;
@@ -84,12 +86,35 @@ fn step(set: &ProcessSet, step: usize) -> Result<usize> {
     let handle = set.reduce_async("to one, later", row(me, step, len), ReduceOp::Sum, globals[root])?;
     assert_eq!(handle.wait()?, reduced, "reduce_async at step {step}");
 
+    // From one place into another; what is no result is not looked at. Every other rank does without.
+    let (mine, room) = (row(me, step, len), if me == root { len } else { step });
+    let mut output = vec![-1; room];
+    set.reduce_into("to one, apart", &mine, &mut output, ReduceOp::Sum, globals[root])?;
+    assert!(output == if me == root { all.clone() } else { vec![-1; room] }, "reduce_into at step {step}");
+    let mut sums = vec![-1; len];
+    if (me + step).is_multiple_of(2) {
+        set.allreduce_into("apart or not", &mine, &mut sums, ReduceOp::Sum)?;
+    } else {
+        sums.copy_from_slice(&mine);
+        set.allreduce("apart or not", &mut sums, ReduceOp::Sum)?;
+    }
+    assert!(sums == all, "allreduce_into at step {step}");
+    let handle = set.allreduce_into_async("apart, later", mine, vec![-1; len].into_boxed_slice(), ReduceOp::Sum)?;
+    let coming = set.barrier_async()?;
+    let (mine, sums) = handle.wait()?;
+    assert!(mine == row(me, step, len) && *sums == all[..], "allreduce_into_async at step {step}");
+    coming.wait()?;
+
     let (mut first, mut second) = (row(me, step, len), row(me, step, 3));
     set.allreduce_group("group", &mut [&mut first, &mut second, &mut []], ReduceOp::Sum)?;
     assert!(first == all && second == all[..3], "allreduce_group at step {step}");
     let group = vec![row(me, step, 3), row(me, step, len)];
     let group = set.allreduce_group_async("group, later", group, ReduceOp::Sum)?.wait()?;
     assert!(group[0] == all[..3] && group[1] == all, "allreduce_group_async at step {step}");
+    let mut sums = [vec![-1; 3], vec![-1; len]];
+    let [one, other] = &mut sums;
+    set.allreduce_group_into("group, apart", &[&mine[..3], &mine], &mut [one, other], ReduceOp::Sum)?;
+    assert!(sums[0] == all[..3] && sums[1] == all, "allreduce_group_into at step {step}");
 
     let empty: &[i64] = &[];
     let whole = |blocks: &[Blocks<i64>]| {
@@ -98,9 +123,9 @@ fn step(set: &ProcessSet, step: usize) -> Result<usize> {
             && blocks[1].counts() == vec![0; ranks]
             && (blocks[2].counts() == vec![4; ranks] && blocks[2].block(root) == row(root, step, 4))
     };
-    let blocks = set.allgather_group("gathered group", &[&mine, empty, &row(me, step, 4)])?;
+    let blocks = set.allgather_group("gathered group", &[&mine_of_all, empty, &row(me, step, 4)])?;
     assert!(whole(&blocks), "allgather_group at step {step}");
-    let group = vec![mine, Vec::new(), row(me, step, 4)];
+    let group = vec![mine_of_all, Vec::new(), row(me, step, 4)];
     let blocks = set.allgather_group_async("gathered group, later", group)?.wait()?;
     assert!(whole(&blocks), "allgather_group_async at step {step}");
 
@@ -113,7 +138,7 @@ fn step(set: &ProcessSet, step: usize) -> Result<usize> {
     assert!(blocks == want, "reduce_scatter_group at step {step}");
     let blocks = set.reduce_scatter_group_async("shares, later", group.into(), ReduceOp::Sum)?.wait()?;
     assert!(blocks == want, "reduce_scatter_group_async at step {step}");
-    Ok(done + 11)
+    Ok(done + 17)
 }
 
 fn all_ranks(kolo: &Kolo) -> Result<ProcessSet> {

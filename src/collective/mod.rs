@@ -22,6 +22,8 @@ mod reduce_scatter;
 mod reduce_scatter_group;
 mod scatter;
 mod sparse;
+#[cfg(all(test, not(kolo_loom)))]
+mod tests;
 mod uneven;
 mod wire;
 

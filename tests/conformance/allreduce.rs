@@ -110,6 +110,14 @@ fn by_order<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reduction: &Reduc
             bench.reduced(team, &handle.wait()?, reduction.want());
         }
     }
+    let memory = Memory::turn(reduction.turn());
+    if bench.begin(team, NAME, &T::DTYPE, format_args!("{op} of {sample}, by order, apart, async, {memory}")) {
+        let input = reduction.buffer(bench, team, memory)?;
+        let output = Buffer::poisoned(bench.kolo, memory, sample.count)?;
+        let (input, output) = team.comm.allreduce_into_async(input, output, *op)?.wait()?;
+        bench.reduced(team, &output, reduction.want());
+        bench.unchanged(&input, &data[team.me()]);
+    }
     Ok(())
 }
 
@@ -160,11 +168,63 @@ fn by_name<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reduction: &Reduct
             bench.reduced(team, &buffer, reduction.want());
         }
     }
+    by_name_apart(bench, team, reduction)
+}
+
+/// From one buffer into another, which takes turns through the memories; scaled in one form of all.
+fn by_name_apart<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reduction: &Reduction<'_, T>) -> Result<()> {
+    let Reduction { data, sample, op, scale, .. } = reduction;
+    let (t, what) = (&T::DTYPE, format!("{op} of {sample}{scale}"));
+    let (name, options) = (reduction.name(), reduction.options());
+    let (turn, mine) = (reduction.turn(), &data[team.me()]);
+    let memory = Memory::turn(turn);
+    let buffers = |bench: &Bench<'_>, team: &Team| {
+        let input = reduction.buffer(bench, team, memory)?;
+        Ok((input, Buffer::poisoned(bench.kolo, Memory::turn(turn + 1), sample.count)?))
+    };
+    if bench.begin(team, NAME, t, format_args!("{what}, by name, apart, {memory}")) {
+        let (input, mut output) = buffers(bench, team)?;
+        team.named.allreduce_into_with(&name, input.slice(), output.slice_mut(), *op, &options)?;
+        bench.reduced(team, &output, reduction.want());
+        bench.unchanged(&input, mine);
+    }
+    if *scale != Scale::NONE {
+        return Ok(());
+    }
+    let shape = shape(sample.count, turn);
+    if bench.begin(team, NAME, t, format_args!("{what}, by name, apart, async, shape {shape:?}, {memory}")) {
+        let (input, output) = buffers(bench, team)?;
+        let handle = team.named.allreduce_into_async(&name, input.shaped(&shape), output, *op)?;
+        let (input, output) = handle.wait()?;
+        bench.reduced(team, &output, reduction.want());
+        bench.unchanged(&input, mine);
+    }
+    if bench.begin(team, NAME, t, format_args!("{what}, by name, apart, async in a scope, {memory}")) {
+        let (input, mut output) = buffers(bench, team)?;
+        team.named.scope(|scope| {
+            scope.allreduce_into_async(&name, input.slice(), output.slice_mut(), *op)?;
+            Ok(())
+        })?;
+        bench.reduced(team, &output, reduction.want());
+        bench.unchanged(&input, mine);
+    }
+    // Each of two neighbours in another form.
+    if bench.begin(team, NAME, t, format_args!("{what}, by name, in place on every other rank, {memory}")) {
+        let (mut input, mut output) = buffers(bench, team)?;
+        if team.me().is_multiple_of(2) {
+            team.named.allreduce_into(&name, input.slice(), output.slice_mut(), *op)?;
+            bench.reduced(team, &output, reduction.want());
+            bench.unchanged(&input, mine);
+        } else {
+            team.named.allreduce(&name, input.slice_mut(), *op)?;
+            bench.reduced(team, &input, reduction.want());
+        }
+    }
     Ok(())
 }
 
 /// All lengths of one op in flight at once, submitted in an order of each rank's own: what is ready together is fused, unless
-/// the job says otherwise.
+/// the job says otherwise. In a scope, some of them are apart, on each rank others.
 fn together<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reductions: &[Reduction<'_, T>]) -> Result<()> {
     for form in ["async", "async in a scope"] {
         let memory = |reduction: &Reduction<'_, T>| Memory::turn(reduction.turn() + form.len());
@@ -183,6 +243,10 @@ fn together<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reductions: &[Red
         }
         let buffer = |reduction: &Reduction<'_, T>| reduction.buffer(bench, team, memory(reduction));
         let mut buffers = reductions.iter().map(buffer).collect::<Result<Vec<_>>>()?;
+        let room =
+            |reduction: &Reduction<'_, T>| Buffer::poisoned(bench.kolo, memory(reduction), reduction.sample.count);
+        let mut room = reductions.iter().map(room).collect::<Result<Vec<_>>>()?;
+        let is_apart = |at: usize| form != "async" && (at + team.me()).is_multiple_of(3);
         let name = |reduction: &Reduction<'_, T>| format!("{} with others", reduction.name());
         let me = team.me();
         if form == "async" {
@@ -198,18 +262,27 @@ fn together<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reductions: &[Red
             buffers = ended.into_iter().map(|(_, buffer)| buffer).collect();
         } else {
             team.named.scope(|scope| {
-                let mut work: Vec<_> = reductions.iter().zip(&mut buffers).collect();
+                let mut work: Vec<_> = reductions.iter().zip(buffers.iter_mut().zip(&mut room)).enumerate().collect();
                 work.rotate_left(me % reductions.len());
-                for (reduction, buffer) in work {
-                    scope.allreduce_async(&name(reduction), buffer.slice_mut(), reduction.op)?;
+                for (at, (reduction, (buffer, room))) in work {
+                    let (name, op) = (name(reduction), reduction.op);
+                    if is_apart(at) {
+                        scope.allreduce_into_async(&name, buffer.slice(), room.slice_mut(), op)?;
+                    } else {
+                        scope.allreduce_async(&name, buffer.slice_mut(), op)?;
+                    }
                 }
                 Ok(())
             })?;
         }
-        for ((reduction, buffer), key) in reductions.iter().zip(&buffers).zip(keys) {
+        for (at, (reduction, key)) in reductions.iter().zip(keys).enumerate() {
             let Some(key) = key else { continue };
             bench.begin_wanted(team, key);
-            bench.reduced_by(team.order_of_fused(reduction.want()), buffer, reduction.want());
+            let got = if is_apart(at) { &room[at] } else { &buffers[at] };
+            bench.reduced_by(team.order_of_fused(reduction.want()), got, reduction.want());
+            if is_apart(at) {
+                bench.unchanged(&buffers[at], &reduction.data[me]);
+            }
         }
     }
     Ok(())

@@ -16,11 +16,7 @@ fn trace(bench: &Bench<'_>, round: &str, global: usize) -> PathBuf {
 
 pub(crate) fn run(bench: &mut Bench<'_>, team: &mut Team) -> Result<()> {
     let members = team.named.ranks();
-    for form in ["by order", "by name"] {
-        // Named, there is one of all ranks.
-        if form == "by name" && !team.is_world {
-            continue;
-        }
+    for form in ["by order", "by order, async", "by name", "by name, async", "by name, async on every other rank"] {
         // Everyone is the only late one once.
         for late in 0..team.size() {
             if !bench.begin(team, NAME, &"none", format_args!("{late} comes last, {form}")) {
@@ -33,10 +29,13 @@ pub(crate) fn run(bench: &mut Bench<'_>, team: &mut Team) -> Result<()> {
             }
             let mine = trace(bench, &round, bench.kolo.rank());
             fs::write(&mine, "").unwrap_or_else(|error| panic!("{}: {error}", mine.display()));
-            if form == "by order" {
-                team.comm.barrier()?;
-            } else {
-                bench.kolo.barrier()?;
+            match form {
+                "by order" => team.comm.barrier()?,
+                "by order, async" => team.comm.barrier_async()?.wait()?,
+                "by name" => team.named.barrier()?,
+                "by name, async" => team.named.barrier_async()?.wait()?,
+                _ if team.me().is_multiple_of(2) => team.named.barrier_async()?.wait()?,
+                _ => team.named.barrier()?,
             }
             for &member in &members {
                 let came = trace(bench, &round, member).exists();

@@ -44,16 +44,8 @@ fn allreduce<T: Number>(
     let me = team.me();
     let lengths: Vec<usize> = samples.iter().map(|sample| sample.count).collect();
     let (what, name) = (format!("{op} of {lengths:?}"), format!("{op} {} {lengths:?}", T::DTYPE));
-    let wants = || -> Vec<Want<T>> {
-        samples.iter().zip(data).map(|(sample, data)| Want::new(data, *sample, op, Scale::NONE)).collect()
-    };
-    let check = |bench: &mut Bench<'_>, team: &Team, got: &[Buffer<T>]| {
-        let wants = wants();
-        bench.holds(got.len() == wants.len(), "another number of tensors came back");
-        for (got, want) in got.iter().zip(&wants) {
-            bench.reduced(team, got, want);
-        }
-    };
+    let check =
+        |bench: &mut Bench<'_>, team: &Team, got: &[Buffer<T>]| check_allreduced(bench, team, op, (samples, data), got);
     for memory in Memory::ALL {
         // Each tensor of the group lies elsewhere.
         let buffers = |bench: &Bench<'_>| -> Result<Vec<Buffer<T>>> {
@@ -74,6 +66,11 @@ fn allreduce<T: Number>(
             team.named.allreduce_group(&name, &mut slices(&mut group), op)?;
             check(bench, team, &group);
         }
+        if bench.begin(team, ALLREDUCE, &T::DTYPE, format_args!("{what}, by name, in a scope, {memory} first")) {
+            let mut group = buffers(bench)?;
+            team.named.scope(|scope| scope.allreduce_group_async(&name, slices(&mut group), op)?.wait())?;
+            check(bench, team, &group);
+        }
         if bench.begin(team, ALLREDUCE, &T::DTYPE, format_args!("{what}, by name, async, {memory} first")) {
             let shaped = buffers(bench)?.into_iter().enumerate().map(|(at, buffer)| {
                 let shape = shape(lengths[at], turn + at);
@@ -82,6 +79,74 @@ fn allreduce<T: Number>(
             let group = team.named.allreduce_group_async(&name, shaped.collect(), op)?.wait()?;
             check(bench, team, &group);
         }
+    }
+    allreduce_apart(bench, team, op, (samples, data), turn)
+}
+
+fn check_allreduced<T: Number>(
+    bench: &mut Bench<'_>,
+    team: &Team,
+    op: ReduceOp,
+    (samples, data): (&[Sample], &[Rows<T>]),
+    got: &[Buffer<T>],
+) {
+    bench.holds(got.len() == samples.len(), "another number of tensors came back");
+    for ((got, sample), data) in got.iter().zip(samples).zip(data) {
+        bench.reduced(team, got, &Want::new(data, *sample, op, Scale::NONE));
+    }
+}
+
+/// The tensors that go in, and those that come out.
+type Pair<T> = (Vec<Buffer<T>>, Vec<Buffer<T>>);
+
+fn allreduce_apart<T: Number>(
+    bench: &mut Bench<'_>,
+    team: &mut Team,
+    op: ReduceOp,
+    (samples, data): (&[Sample], &[Rows<T>]),
+    turn: usize,
+) -> Result<()> {
+    let me = team.me();
+    let lengths: Vec<usize> = samples.iter().map(|sample| sample.count).collect();
+    let (what, name) = (format!("{op} of {lengths:?}"), format!("{op} {} {lengths:?}", T::DTYPE));
+    let (t, memory) = (&T::DTYPE, Memory::turn(turn));
+    let buffers = |bench: &Bench<'_>| -> Result<Pair<T>> {
+        let room = |(at, &len): (usize, &usize)| Buffer::poisoned(bench.kolo, Memory::turn(turn + at + 1), len);
+        let rows = |(at, rows): (usize, &Rows<T>)| Buffer::of(bench.kolo, Memory::turn(turn + at), &rows[me]);
+        let inputs = data.iter().enumerate().map(rows).collect::<Result<Vec<_>>>()?;
+        Ok((inputs, lengths.iter().enumerate().map(room).collect::<Result<Vec<_>>>()?))
+    };
+    let check = |bench: &mut Bench<'_>, team: &Team, inputs: &[Buffer<T>], outputs: &[Buffer<T>]| {
+        check_allreduced(bench, team, op, (samples, data), outputs);
+        bench.holds(inputs.len() == data.len(), "another number of inputs came back");
+        inputs.iter().zip(data).for_each(|(input, rows)| bench.unchanged(input, &rows[me]));
+    };
+    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by order, apart, {memory} first")) {
+        let (inputs, mut outputs) = buffers(bench)?;
+        team.comm.allreduce_group_into(&views(&inputs), &mut slices(&mut outputs), op)?;
+        check(bench, team, &inputs, &outputs);
+    }
+    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by order, apart, async, {memory} first")) {
+        let (inputs, outputs) = buffers(bench)?;
+        let (inputs, outputs) = team.comm.allreduce_group_into_async(inputs, outputs, op)?.wait()?;
+        check(bench, team, &inputs, &outputs);
+    }
+    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by name, apart, {memory} first")) {
+        let (inputs, mut outputs) = buffers(bench)?;
+        team.named.allreduce_group_into(&name, &views(&inputs), &mut slices(&mut outputs), op)?;
+        check(bench, team, &inputs, &outputs);
+    }
+    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by name, apart, async, {memory} first")) {
+        let (inputs, outputs) = buffers(bench)?;
+        let (inputs, outputs) = team.named.allreduce_group_into_async(&name, inputs, outputs, op)?.wait()?;
+        check(bench, team, &inputs, &outputs);
+    }
+    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by name, apart in a scope, {memory} first")) {
+        let (inputs, mut outputs) = buffers(bench)?;
+        team.named.scope(|scope| {
+            scope.allreduce_group_into_async(&name, &views(&inputs), slices(&mut outputs), op)?.wait()
+        })?;
+        check(bench, team, &inputs, &outputs);
     }
     Ok(())
 }

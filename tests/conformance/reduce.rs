@@ -79,5 +79,58 @@ fn to_root<T: Number>(
         let buffer = team.named.reduce_async(&name, buffer, op, global)?.wait()?;
         check(bench, team, &buffer);
     }
+    if bench.begin(team, NAME, t, format_args!("{what}, by name, async in a scope, {memory}")) {
+        let mut buffer = Buffer::of(bench.kolo, memory, mine)?;
+        team.named.scope(|scope| scope.reduce_async(&name, buffer.slice_mut(), op, global)?.wait())?;
+        check(bench, team, &buffer);
+    }
+
+    // From one buffer into another. On the others there is room as well now and then: it is not looked at.
+    let room = if is_root || turn.is_multiple_of(2) { sample.count } else { turn % 3 };
+    let buffers = |bench: &Bench<'_>| {
+        Ok((Buffer::of(bench.kolo, memory, mine)?, Buffer::poisoned(bench.kolo, Memory::turn(turn + 1), room)?))
+    };
+    let check_apart = |bench: &mut Bench<'_>, team: &Team, input: &Buffer<T>, output: &Buffer<T>| {
+        bench.unchanged(input, mine);
+        if is_root {
+            check(bench, team, output);
+        } else {
+            bench.holds_same(output, &vec![T::poison(); room]);
+        }
+    };
+    if bench.begin(team, NAME, t, format_args!("{what}, by order, apart, async, {memory}")) {
+        let (input, output) = buffers(bench)?;
+        let (input, output) = team.comm.reduce_into_async(input, output, op, root)?.wait()?;
+        check_apart(bench, team, &input, &output);
+    }
+    if bench.begin(team, NAME, t, format_args!("{what}, by name, apart, {memory}")) {
+        let (input, mut output) = buffers(bench)?;
+        team.named.reduce_into(&name, input.slice(), output.slice_mut(), op, global)?;
+        check_apart(bench, team, &input, &output);
+    }
+    if bench.begin(team, NAME, t, format_args!("{what}, by name, apart, async, shape {shape:?}, {memory}")) {
+        let (input, output) = buffers(bench)?;
+        let handle = team.named.reduce_into_async(&name, input.shaped(&shape), output, op, global)?;
+        let (input, output) = handle.wait()?;
+        check_apart(bench, team, &input, &output);
+    }
+    // The others in place.
+    if bench.begin(team, NAME, t, format_args!("{what}, by name, in a scope, apart on every other rank, {memory}")) {
+        let (mut input, mut output) = buffers(bench)?;
+        let is_apart = (team.me() + turn).is_multiple_of(2);
+        team.named.scope(|scope| {
+            let handle = if is_apart {
+                scope.reduce_into_async(&name, input.slice(), output.slice_mut(), op, global)?
+            } else {
+                scope.reduce_async(&name, input.slice_mut(), op, global)?
+            };
+            handle.wait()
+        })?;
+        if is_apart {
+            check_apart(bench, team, &input, &output);
+        } else {
+            check(bench, team, &input);
+        }
+    }
     Ok(())
 }
