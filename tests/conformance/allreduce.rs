@@ -171,7 +171,7 @@ fn by_name<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reduction: &Reduct
     by_name_apart(bench, team, reduction)
 }
 
-/// From one buffer into another, which takes turns through the memories; scaled in one form of all.
+/// From one buffer into another. Memories take turns, and so do the forms beyond the first, which has the factors.
 fn by_name_apart<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reduction: &Reduction<'_, T>) -> Result<()> {
     let Reduction { data, sample, op, scale, .. } = reduction;
     let (t, what) = (&T::DTYPE, format!("{op} of {sample}{scale}"));
@@ -188,18 +188,18 @@ fn by_name_apart<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reduction: &
         bench.reduced(team, &output, reduction.want());
         bench.unchanged(&input, mine);
     }
-    if *scale != Scale::NONE {
-        return Ok(());
-    }
     let shape = shape(sample.count, turn);
-    if bench.begin(team, NAME, t, format_args!("{what}, by name, apart, async, shape {shape:?}, {memory}")) {
+    let has_turn = |form: usize| *scale == Scale::NONE && turn % 3 == form;
+    if has_turn(0)
+        && bench.begin(team, NAME, t, format_args!("{what}, by name, apart, async, shape {shape:?}, {memory}"))
+    {
         let (input, output) = buffers(bench, team)?;
         let handle = team.named.allreduce_into_async(&name, input.shaped(&shape), output, *op)?;
         let (input, output) = handle.wait()?;
         bench.reduced(team, &output, reduction.want());
         bench.unchanged(&input, mine);
     }
-    if bench.begin(team, NAME, t, format_args!("{what}, by name, apart, async in a scope, {memory}")) {
+    if has_turn(1) && bench.begin(team, NAME, t, format_args!("{what}, by name, apart, async in a scope, {memory}")) {
         let (input, mut output) = buffers(bench, team)?;
         team.named.scope(|scope| {
             scope.allreduce_into_async(&name, input.slice(), output.slice_mut(), *op)?;
@@ -209,7 +209,9 @@ fn by_name_apart<T: Number>(bench: &mut Bench<'_>, team: &mut Team, reduction: &
         bench.unchanged(&input, mine);
     }
     // Each of two neighbours in another form.
-    if bench.begin(team, NAME, t, format_args!("{what}, by name, in place on every other rank, {memory}")) {
+    if has_turn(2)
+        && bench.begin(team, NAME, t, format_args!("{what}, by name, in place on every other rank, {memory}"))
+    {
         let (mut input, mut output) = buffers(bench, team)?;
         if team.me().is_multiple_of(2) {
             team.named.allreduce_into(&name, input.slice(), output.slice_mut(), *op)?;

@@ -66,11 +66,6 @@ fn allreduce<T: Number>(
             team.named.allreduce_group(&name, &mut slices(&mut group), op)?;
             check(bench, team, &group);
         }
-        if bench.begin(team, ALLREDUCE, &T::DTYPE, format_args!("{what}, by name, in a scope, {memory} first")) {
-            let mut group = buffers(bench)?;
-            team.named.scope(|scope| scope.allreduce_group_async(&name, slices(&mut group), op)?.wait())?;
-            check(bench, team, &group);
-        }
         if bench.begin(team, ALLREDUCE, &T::DTYPE, format_args!("{what}, by name, async, {memory} first")) {
             let shaped = buffers(bench)?.into_iter().enumerate().map(|(at, buffer)| {
                 let shape = shape(lengths[at], turn + at);
@@ -80,7 +75,7 @@ fn allreduce<T: Number>(
             check(bench, team, &group);
         }
     }
-    allreduce_apart(bench, team, op, (samples, data), turn)
+    allreduce_lent(bench, team, op, (samples, data), turn)
 }
 
 fn check_allreduced<T: Number>(
@@ -99,7 +94,8 @@ fn check_allreduced<T: Number>(
 /// The tensors that go in, and those that come out.
 type Pair<T> = (Vec<Buffer<T>>, Vec<Buffer<T>>);
 
-fn allreduce_apart<T: Number>(
+/// From some buffers into others, and in a scope: forms and memories take turns.
+fn allreduce_lent<T: Number>(
     bench: &mut Bench<'_>,
     team: &mut Team,
     op: ReduceOp,
@@ -110,6 +106,7 @@ fn allreduce_apart<T: Number>(
     let lengths: Vec<usize> = samples.iter().map(|sample| sample.count).collect();
     let (what, name) = (format!("{op} of {lengths:?}"), format!("{op} {} {lengths:?}", T::DTYPE));
     let (t, memory) = (&T::DTYPE, Memory::turn(turn));
+    let (by_order, by_name) = (turn % 2, turn % 3);
     let buffers = |bench: &Bench<'_>| -> Result<Pair<T>> {
         let room = |(at, &len): (usize, &usize)| Buffer::poisoned(bench.kolo, Memory::turn(turn + at + 1), len);
         let rows = |(at, rows): (usize, &Rows<T>)| Buffer::of(bench.kolo, Memory::turn(turn + at), &rows[me]);
@@ -121,32 +118,40 @@ fn allreduce_apart<T: Number>(
         bench.holds(inputs.len() == data.len(), "another number of inputs came back");
         inputs.iter().zip(data).for_each(|(input, rows)| bench.unchanged(input, &rows[me]));
     };
-    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by order, apart, {memory} first")) {
+    if by_order == 0 && bench.begin(team, ALLREDUCE, t, format_args!("{what}, by order, apart, {memory} first")) {
         let (inputs, mut outputs) = buffers(bench)?;
         team.comm.allreduce_group_into(&views(&inputs), &mut slices(&mut outputs), op)?;
         check(bench, team, &inputs, &outputs);
     }
-    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by order, apart, async, {memory} first")) {
+    if by_order == 1 && bench.begin(team, ALLREDUCE, t, format_args!("{what}, by order, apart, async, {memory} first"))
+    {
         let (inputs, outputs) = buffers(bench)?;
         let (inputs, outputs) = team.comm.allreduce_group_into_async(inputs, outputs, op)?.wait()?;
         check(bench, team, &inputs, &outputs);
     }
-    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by name, apart, {memory} first")) {
+    if by_name == 0 && bench.begin(team, ALLREDUCE, t, format_args!("{what}, by name, apart, {memory} first")) {
         let (inputs, mut outputs) = buffers(bench)?;
         team.named.allreduce_group_into(&name, &views(&inputs), &mut slices(&mut outputs), op)?;
         check(bench, team, &inputs, &outputs);
     }
-    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by name, apart, async, {memory} first")) {
+    if by_name == 1 && bench.begin(team, ALLREDUCE, t, format_args!("{what}, by name, apart, async, {memory} first")) {
         let (inputs, outputs) = buffers(bench)?;
         let (inputs, outputs) = team.named.allreduce_group_into_async(&name, inputs, outputs, op)?.wait()?;
         check(bench, team, &inputs, &outputs);
     }
-    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by name, apart in a scope, {memory} first")) {
+    if by_name == 2
+        && bench.begin(team, ALLREDUCE, t, format_args!("{what}, by name, apart in a scope, {memory} first"))
+    {
         let (inputs, mut outputs) = buffers(bench)?;
         team.named.scope(|scope| {
             scope.allreduce_group_into_async(&name, &views(&inputs), slices(&mut outputs), op)?.wait()
         })?;
         check(bench, team, &inputs, &outputs);
+    }
+    if bench.begin(team, ALLREDUCE, t, format_args!("{what}, by name, in a scope, {memory} first")) {
+        let (mut group, _) = buffers(bench)?;
+        team.named.scope(|scope| scope.allreduce_group_async(&name, slices(&mut group), op)?.wait())?;
+        check_allreduced(bench, team, op, (samples, data), &group);
     }
     Ok(())
 }

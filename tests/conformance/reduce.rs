@@ -85,7 +85,8 @@ fn to_root<T: Number>(
         check(bench, team, &buffer);
     }
 
-    // From one buffer into another. On the others there is room as well now and then: it is not looked at.
+    let form = turn % 3;
+    // From one buffer into another; named, the forms take turns. On the others there is room as well now and then: it is not looked at.
     let room = if is_root || turn.is_multiple_of(2) { sample.count } else { turn % 3 };
     let buffers = |bench: &Bench<'_>| {
         Ok((Buffer::of(bench.kolo, memory, mine)?, Buffer::poisoned(bench.kolo, Memory::turn(turn + 1), room)?))
@@ -103,19 +104,22 @@ fn to_root<T: Number>(
         let (input, output) = team.comm.reduce_into_async(input, output, op, root)?.wait()?;
         check_apart(bench, team, &input, &output);
     }
-    if bench.begin(team, NAME, t, format_args!("{what}, by name, apart, {memory}")) {
+    if form == 0 && bench.begin(team, NAME, t, format_args!("{what}, by name, apart, {memory}")) {
         let (input, mut output) = buffers(bench)?;
         team.named.reduce_into(&name, input.slice(), output.slice_mut(), op, global)?;
         check_apart(bench, team, &input, &output);
     }
-    if bench.begin(team, NAME, t, format_args!("{what}, by name, apart, async, shape {shape:?}, {memory}")) {
+    if form == 1 && bench.begin(team, NAME, t, format_args!("{what}, by name, apart, async, shape {shape:?}, {memory}"))
+    {
         let (input, output) = buffers(bench)?;
         let handle = team.named.reduce_into_async(&name, input.shaped(&shape), output, op, global)?;
         let (input, output) = handle.wait()?;
         check_apart(bench, team, &input, &output);
     }
     // The others in place.
-    if bench.begin(team, NAME, t, format_args!("{what}, by name, in a scope, apart on every other rank, {memory}")) {
+    if form == 2
+        && bench.begin(team, NAME, t, format_args!("{what}, by name, in a scope, apart on every other rank, {memory}"))
+    {
         let (mut input, mut output) = buffers(bench)?;
         let is_apart = (team.me() + turn).is_multiple_of(2);
         team.named.scope(|scope| {

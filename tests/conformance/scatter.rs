@@ -34,12 +34,12 @@ fn even<T: Value>(bench: &mut Bench<'_>, team: &mut Team, count: usize, root: us
             bench.holds_same(&output, &data[me * count..][..count]);
             bench.unchanged(&input_buffer, input);
         }
-        if bench.begin(team, NAME, &T::DTYPE, format_args!("{count} to each from {root}, by order, async, {memory}")) {
-            let input = if me == root || (memory as usize).is_multiple_of(2) { &data[..] } else { &[] };
-            let input = Buffer::of(bench.kolo, memory, input)?;
-            let got = team.comm.scatter_async(input, count, root)?.wait()?;
-            bench.same(&got, &data[me * count..][..count]);
-        }
+    }
+    let memory = Memory::turn(count + root);
+    if bench.begin(team, NAME, &T::DTYPE, format_args!("{count} to each from {root}, by order, async, {memory}")) {
+        let input = Buffer::of(bench.kolo, memory, if me == root { &data } else { &data[..all.min(me)] })?;
+        let got = team.comm.scatter_async(input, count, root)?.wait()?;
+        bench.same(&got, &data[me * count..][..count]);
     }
     Ok(())
 }
@@ -76,25 +76,26 @@ fn uneven<T: Value>(
             bench.same(&got, want);
             bench.unchanged(&buffer, input);
         }
-        // The others have something else at hand, and some of them wait at once.
-        if bench.begin(team, NAME, t, format_args!("{what}, by name, async, {memory}")) {
-            let at_hand = if me == root { input } else { &data[..all.min(me)] };
-            let buffer = Buffer::of(bench.kolo, memory, at_hand)?;
-            let got = if me == root || (memory as usize + me).is_multiple_of(2) {
-                team.named.scatter_async(&name, buffer, sizes, global)?.wait()?
-            } else {
-                team.named.scatter(&name, buffer.slice(), sizes, global)?
-            };
-            bench.same(&got, want);
-        }
-        // Rows of two elements.
-        if bench.begin(team, NAME, t, format_args!("rows, {what}, by name, async, {memory}")) {
-            let double: Vec<T> = data.iter().flat_map(|&value| [value; 2]).collect();
-            let shape = if me == root { vec![all, 2] } else { vec![0] };
-            let buffer = Buffer::of(bench.kolo, memory, if me == root { &double } else { &[] })?.shaped(&shape);
-            let got = team.named.scatter_async(&name, buffer, sizes, global)?.wait()?;
-            bench.same(&got, &want.iter().flat_map(|&value| [value; 2]).collect::<Vec<T>>());
-        }
+    }
+    let memory = Memory::turn(most + root);
+    // The others have something else at hand, and some of them wait at once.
+    if bench.begin(team, NAME, t, format_args!("{what}, by name, async, {memory}")) {
+        let at_hand = if me == root { input } else { &data[..all.min(me)] };
+        let buffer = Buffer::of(bench.kolo, memory, at_hand)?;
+        let got = if me == root || (most + me).is_multiple_of(2) {
+            team.named.scatter_async(&name, buffer, sizes, global)?.wait()?
+        } else {
+            team.named.scatter(&name, buffer.slice(), sizes, global)?
+        };
+        bench.same(&got, want);
+    }
+    // Rows of two elements.
+    if bench.begin(team, NAME, t, format_args!("rows, {what}, by name, async, {memory}")) {
+        let double: Vec<T> = data.iter().flat_map(|&value| [value; 2]).collect();
+        let shape = if me == root { vec![all, 2] } else { vec![0] };
+        let buffer = Buffer::of(bench.kolo, memory, if me == root { &double } else { &[] })?.shaped(&shape);
+        let got = team.named.scatter_async(&name, buffer, sizes, global)?.wait()?;
+        bench.same(&got, &want.iter().flat_map(|&value| [value; 2]).collect::<Vec<T>>());
     }
     Ok(())
 }

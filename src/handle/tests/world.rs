@@ -117,13 +117,13 @@ impl Plan {
     /// Whether a rank takes the result somewhere else. Each decides for itself.
     fn is_apart(&self, seed: u64, name: usize, step: usize, rank: usize) -> bool {
         let salt = (rank as u64) << 32 | (step as u64) << 16 | name as u64;
-        let random = &mut Random(seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let random = &mut Random::new(seed ^ salt.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         matches!(self.kind, Kind::Allreduce { .. } | Kind::Reduce { .. }) && random.below(2) == 0
     }
 
     /// What lies where the result shall go.
     fn room(&self) -> Data {
-        draw(self.dtype, self.shape.iter().product(), &mut Random(3))
+        draw(self.dtype, self.shape.iter().product(), &mut Random::new(3))
     }
 
     /// Whether a rank gets a result.
