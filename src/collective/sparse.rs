@@ -1,11 +1,20 @@
 //! Sparse allreduce: tensors of which each rank has some rows, as the gradients of embeddings are.
 
-use super::wire::{Named, Wire, meet, unreadable};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::wire::{Deferred, Wire, at_once, meet, unreadable};
 use crate::communicator::Communicator;
 use crate::device::host::add_rows;
 use crate::error::{Error, Result};
+use crate::handle::{Course, Declined, Handle, Label};
 use crate::process_set::ProcessSet;
-use crate::tensor::{ReduceOp, Reducible, room};
+use crate::tensor::{GiveBack, Lent, ReduceOp, Reducible, room};
+
+// What the steps are called that may follow the first. Each asks for the same whenever it comes.
+const INDICES: Label = "its indices";
+const MARKS: Label = "which rows";
+const ROWS: Label = "its rows";
+const ALL_ROWS: Label = "all rows";
 
 /// The sum, or the average, of what the ranks had of a tensor: [`ProcessSet::allreduce_sparse`].
 #[derive(Clone, Debug, PartialEq)]
@@ -87,7 +96,42 @@ impl ProcessSet {
         values: &[T],
         op: ReduceOp,
     ) -> Result<Sparse<T>> {
-        allreduce(&mut Named { set: self, name }, Shape { rows, width }, indices, values, op)
+        let (course, sum) = begin(Deferred::named(self, name), Shape { rows, width }, indices, values, op);
+        self.set.run_course(name, course)?;
+        sum.take().ok_or_else(|| Error::Cancelled(name.into()))
+    }
+
+    /// Begins to reduce a tensor of which each rank has some rows; the handle gives the rows of all.
+    ///
+    /// As [`allreduce_sparse`](Self::allreduce_sparse). The rows are copied before this returns, and move in all their steps while
+    /// nobody waits.
+    ///
+    /// ```
+    /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
+    /// let handle = kolo.allreduce_sparse_async("embedding", [1000, 2], &[3], &[0.5_f32, 1.0], kolo::ReduceOp::Sum)?;
+    /// assert_eq!(handle.wait()?, kolo::Sparse::Rows { indices: vec![3], values: vec![1.0, 2.0] });
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Collective
+    /// As [`allreduce_sparse`](Self::allreduce_sparse). Ranks may differ in whether they wait. Once the ranks have met in the first
+    /// step, a cancel poisons the set. Until the handle's operation has ended, no other call may use the name.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async). All others come from the handle: those of
+    /// [`allreduce_sparse`](Self::allreduce_sparse).
+    pub fn allreduce_sparse_async<T: Reducible>(
+        &self,
+        name: &str,
+        [rows, width]: [usize; 2],
+        indices: &[u64],
+        values: &[T],
+        op: ReduceOp,
+    ) -> Result<Handle<Sparse<T>>> {
+        let (course, sum) = begin(Deferred::named(self, name), Shape { rows, width }, indices, values, op);
+        self.set.begin_course(name, course, sum)
     }
 }
 
@@ -106,7 +150,29 @@ impl Communicator {
         values: &[T],
         op: ReduceOp,
     ) -> Result<Sparse<T>> {
-        allreduce(self, Shape { rows, width }, indices, values, op)
+        let shape = Shape { rows, width };
+        at_once(allreduce(self, shape, merge_for(shape, indices, values, op), op))
+    }
+
+    /// Begins to reduce a tensor of which each rank has some rows: [`ProcessSet::allreduce_sparse_async`], matched by order.
+    ///
+    /// # Collective
+    /// As [`allreduce_sparse`](Self::allreduce_sparse). Ranks may differ in whether they wait.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async). All others come from the handle: those of
+    /// [`allreduce_sparse`](Self::allreduce_sparse).
+    pub fn allreduce_sparse_async<T: Reducible>(
+        &mut self,
+        [rows, width]: [usize; 2],
+        indices: &[u64],
+        values: &[T],
+        op: ReduceOp,
+    ) -> Result<Handle<Sparse<T>>> {
+        let queue = self.queue()?;
+        let wire = Deferred::ordered(self, queue.next_title("allreduce_sparse"));
+        let (course, sum) = begin(wire, Shape { rows, width }, indices, values, op);
+        queue.embark("allreduce_sparse", course, sum)
     }
 }
 
@@ -117,27 +183,70 @@ struct Shape {
     width: usize,
 }
 
-fn allreduce<W: Wire, T: Reducible>(
-    wire: &mut W,
+/// The result of an operation in flight.
+struct Sum<T>(Mutex<Option<Sparse<T>>>);
+
+impl<T: Reducible> GiveBack<Sparse<T>> for Sum<T> {
+    fn take(&self) -> Option<Sparse<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn cancelled(&self) -> Option<Sparse<T>> {
+        None
+    }
+}
+
+/// An operation to come, and where its result will be.
+fn begin<T: Reducible>(
+    mut wire: Deferred,
     shape: Shape,
     indices: &[u64],
     values: &[T],
     op: ReduceOp,
-) -> Result<Sparse<T>> {
-    let call = format!("sparse allreduce {op} of {} in {} rows of {}", T::DTYPE, shape.rows, shape.width);
-    let own = match op {
+) -> (Box<Course>, Arc<Sum<T>>) {
+    let own = merge_for(shape, indices, values, op);
+    let (desk, sum) = (Arc::clone(&wire.desk), Arc::new(Sum(Mutex::new(None))));
+    let course = {
+        let sum = Arc::clone(&sum);
+        Course::new(desk, async move {
+            let rows = allreduce(&mut wire, shape, own, op).await?;
+            *sum.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(rows);
+            Ok(())
+        })
+    };
+    (course, sum)
+}
+
+/// Ascending indices, each once, and the elements of their rows.
+type Rows<T> = (Vec<u64>, Vec<T>);
+
+/// This rank's rows for `op`; or what is wrong with the call.
+fn merge_for<T: Reducible>(shape: Shape, indices: &[u64], values: &[T], op: ReduceOp) -> Result<Rows<T>, String> {
+    match op {
         ReduceOp::Sum | ReduceOp::Average => merge(shape, indices, values),
         other => Err(format!("{other} of rows that not all ranks have; use sum or average")),
-    };
+    }
+}
+
+async fn allreduce<W: Wire, T: Reducible>(
+    wire: &mut W,
+    shape: Shape,
+    own: Result<Rows<T>, String>,
+    op: ReduceOp,
+) -> Result<Sparse<T>> {
+    let call = format!("sparse allreduce {op} of {} in {} rows of {}", T::DTYPE, shape.rows, shape.width);
     let said = own.as_ref().map(|(indices, _)| (indices.len() as u64).to_le_bytes().to_vec());
-    let counts = meet(wire, call, None, said.map_err(Clone::clone))?;
+    let counts = meet(wire, call, None, said.map_err(Clone::clone)).await?;
     // A rank that has a reason not to go on did not come so far.
     let (indices, values) = own.map_err(Error::argument)?;
+    // Who has joined does not know how many rows there will be.
+    let all_know = counts.iter().all(Option::is_some);
     let mut total = 0_u64;
     for (rank, count) in counts.iter().enumerate() {
         let Some(count) = count else { continue };
         let Ok(count) = count.as_slice().try_into().map(u64::from_le_bytes) else {
-            return Err(unreadable(wire, rank, "it is no number of rows; every rank must run the same kolo"));
+            let reason = "it is no number of rows; every rank must run the same kolo";
+            return Err(unreadable(wire, Declined::Unknown, rank, reason));
         };
         total = total.saturating_add(count);
     }
@@ -145,27 +254,29 @@ fn allreduce<W: Wire, T: Reducible>(
         return Ok(Sparse::Rows { indices, values });
     }
     if is_dense(shape, T::DTYPE.size(), total) {
-        let mut whole = lay_out(wire, shape.rows, shape.width, op)?;
+        let mut whole = lay_out(wire, ALL_ROWS, shape.rows, shape.width, op)?;
         for (index, row) in indices.iter().zip(values.chunks_exact(shape.width)) {
             whole[*index as usize * shape.width..][..shape.width].copy_from_slice(row);
         }
-        wire.combine(&mut whole, op)?;
-        return Ok(Sparse::Dense(whole));
+        let whole = Lent::new(whole);
+        wire.combine(ALL_ROWS, whole.all(), op, None).await?;
+        return Ok(Sparse::Dense(whole.take()));
     }
-    let union = union(wire, shape.rows, &indices, total)?;
-    let mut some = lay_out(wire, union.len(), shape.width, op)?;
+    let union = union(wire, shape.rows, &indices, total).await?;
+    let mut some = lay_out(wire, ROWS, union.len(), shape.width, op)?;
     let mut at = 0;
     for (index, row) in indices.iter().zip(values.chunks_exact(shape.width)) {
         // Both ascend, and the union has all of them.
         at += union[at..].partition_point(|other| other < index);
         some[at * shape.width..][..shape.width].copy_from_slice(row);
     }
-    wire.combine(&mut some, op)?;
-    Ok(Sparse::Rows { indices: union, values: some })
+    let some = Lent::new(some);
+    wire.combine(ROWS, some.all(), op, all_know.then_some(shape.width)).await?;
+    Ok(Sparse::Rows { indices: union, values: some.take() })
 }
 
 /// This rank's rows with ascending indices, each once; or what is wrong with them.
-fn merge<T: Reducible>(shape: Shape, indices: &[u64], values: &[T]) -> Result<(Vec<u64>, Vec<T>), String> {
+fn merge<T: Reducible>(shape: Shape, indices: &[u64], values: &[T]) -> Result<Rows<T>, String> {
     let Shape { rows, width } = shape;
     if width == 0 || rows.checked_mul(width).is_none() {
         return Err(format!("a tensor of {rows} rows of {width} elements; pass its rows, and the elements of a row"));
@@ -214,39 +325,147 @@ fn is_dense(Shape { rows, width }: Shape, size: usize, total: u64) -> bool {
 }
 
 /// The indices that any rank has, ascending.
-fn union<W: Wire>(wire: &mut W, rows: usize, mine: &[u64], total: u64) -> Result<Vec<u64>> {
+async fn union<W: Wire>(wire: &mut W, rows: usize, mine: &[u64], total: u64) -> Result<Vec<u64>> {
     let (gathered, bits) = union_bytes(rows, total);
     if gathered <= bits {
-        let all = wire.gather(mine)?;
+        let mine = Lent::new(mine.to_vec());
+        let all = wire.gather::<u64>(Some(INDICES), mine.all()).await?;
         for (rank, indices) in all.iter().enumerate() {
             if indices.iter().any(|&index| index >= rows as u64) {
-                return Err(unreadable(wire, rank, "its indices are beyond the tensor's rows; look for unsafe code"));
+                let reason = "its indices are beyond the tensor's rows; look for unsafe code";
+                return Err(unreadable(wire, Declined::Step(ROWS), rank, reason));
             }
         }
-        let mut union = all.data().to_vec();
+        let mut union = all.into_data();
         union.sort_unstable();
         union.dedup();
         return Ok(union);
     }
     let mut marks = vec![0_u8; rows.div_ceil(8)];
     mine.iter().for_each(|&index| marks[index as usize / 8] |= 1 << (index % 8));
-    wire.combine(&mut marks, ReduceOp::Or)?;
+    let marks = Lent::new(marks);
+    wire.combine(MARKS, marks.all(), ReduceOp::Or, None).await?;
+    let marks = marks.take();
     let marked = |&index: &u64| marks[index as usize / 8] >> (index % 8) & 1 == 1;
     Ok((0..rows as u64).filter(marked).collect())
 }
 
 /// Rows that nobody has yet.
-fn lay_out<W: Wire, T: Reducible>(wire: &mut W, rows: usize, width: usize, op: ReduceOp) -> Result<Vec<T>> {
-    let mut data = room(rows * width, "the rows of all ranks").map_err(|error| wire.decline(error))?;
+fn lay_out<W: Wire, T: Reducible>(
+    wire: &mut W,
+    next: Label,
+    rows: usize,
+    width: usize,
+    op: ReduceOp,
+) -> Result<Vec<T>> {
+    let mut data =
+        room(rows * width, "the rows of all ranks").map_err(|error| wire.decline(Declined::Step(next), error))?;
     if let Some(identity) = op.identity(T::DTYPE) {
         data.fill(bytemuck::pod_read_unaligned(&identity[..T::DTYPE.size()]));
     }
     Ok(data)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(kolo_loom)))]
 mod tests {
     use super::*;
+    use crate::runtime::Builder;
+
+    /// The rows of a step: another number each time, on every rank; of few rows almost all.
+    fn rows_of(rank: usize, step: usize, rows: usize) -> Vec<u64> {
+        let mixed = |row: &u64| row * 7 + rank as u64 * 3 + step as u64;
+        let has =
+            |row: &u64| if rows < 10 { *row != step as u64 } else { mixed(row).is_multiple_of(5 + step as u64 % 3) };
+        (0..rows as u64).filter(has).collect()
+    }
+
+    /// Each way that rows go: gathered indices, one bit a row, all rows.
+    const WAYS: [([usize; 2], usize); 3] = [([4000, 8], 40), ([300, 8], 200), ([9, 4], 9)];
+
+    #[test]
+    fn a_steady_tensor_sends_no_full_request_after_its_first_step() {
+        for (ranks, job) in [(2, Builder::new()), (3, Builder::new().hosts([2, 1]))] {
+            let outcomes = job.threads(ranks, |kolo| -> Result<()> {
+                for (at, (shape, most)) in WAYS.into_iter().enumerate() {
+                    let name = format!("rows {at}");
+                    let mut published = Vec::new();
+                    for step in 0..6 {
+                        let indices = rows_of(kolo.rank(), step, most);
+                        let values = vec![1.0_f32; indices.len() * shape[1]];
+                        let sum = if step % 2 == 0 {
+                            kolo.allreduce_sparse(&name, shape, &indices, &values, ReduceOp::Sum)?
+                        } else {
+                            kolo.allreduce_sparse_async(&name, shape, &indices, &values, ReduceOp::Sum)?.wait()?
+                        };
+                        let mut counts = vec![0.0; shape[0]];
+                        for index in (0..kolo.size()).flat_map(|rank| rows_of(rank, step, most)) {
+                            counts[index as usize] += 1.0;
+                        }
+                        sum.for_each_row(shape[1], |index, row| {
+                            assert!(row.iter().all(|value| *value == counts[index as usize]), "{index}: {row:?}");
+                            counts[index as usize] = 0.0;
+                        });
+                        assert!(counts.iter().all(|count| *count == 0.0), "rows are missing");
+                        assert_eq!(matches!(sum, Sparse::Dense(_)), at == 2);
+                        published.push(kolo.world().set.published());
+                    }
+                    assert!(published.iter().all(|frames| *frames == published[0]), "way {at}: {published:?}");
+                }
+                kolo.barrier()
+            });
+            outcomes.expect("no rank panics").into_iter().collect::<Result<Vec<()>>>().expect("no rank fails");
+        }
+    }
+
+    #[test]
+    fn rows_move_while_nobody_waits_and_a_wrong_call_is_told_to_all() {
+        let outcomes = Builder::new().threads(2, |kolo| -> Result<()> {
+            let mut world = kolo.communicator()?;
+            let begin = |world: &mut Communicator| -> Result<_> {
+                let by_name = kolo.allreduce_sparse_async("x", [9, 1], &[3], &[2_i32], ReduceOp::Sum)?;
+                Ok((by_name, world.allreduce_sparse_async([9, 1], &[3], &[2_i32], ReduceOp::Sum)?))
+            };
+            // Rank 0's cannot end before rank 1 begins: its name is taken.
+            let first = (kolo.rank() == 0).then(|| begin(&mut world)).transpose()?;
+            if first.is_some() {
+                assert!(kolo.allreduce_sparse("x", [9, 1], &[3], &[2_i32], ReduceOp::Sum).is_err(), "taken");
+                assert!(kolo.allreduce("x", &mut [2_i32], ReduceOp::Sum).is_err(), "taken");
+            }
+            kolo.barrier()?;
+            let (by_name, in_order) = first.map_or_else(|| begin(&mut world), Ok)?;
+            while !(by_name.poll() && in_order.poll()) {
+                std::thread::yield_now();
+            }
+            let want = Sparse::Rows { indices: vec![3], values: vec![4] };
+            assert_eq!((by_name.wait()?, in_order.wait()?), (want.clone(), want));
+            for odd in 0..2 {
+                let index = [3, 9][usize::from(kolo.rank() == odd)];
+                let by_name = kolo.allreduce_sparse_async("x", [9, 1], &[index], &[2_i32], ReduceOp::Sum)?;
+                let in_order = world.allreduce_sparse_async([9, 1], &[index], &[2_i32], ReduceOp::Sum)?;
+                for error in [by_name.wait().expect_err("one is wrong"), in_order.wait().expect_err("one is wrong")] {
+                    let fits = if kolo.rank() == odd {
+                        matches!(error, Error::Argument(_))
+                    } else {
+                        matches!(error, Error::Mismatch(_))
+                    };
+                    assert!(fits && error.to_string().contains("the index 9 at place 0"), "{error}");
+                }
+            }
+            // Not steps of each other: one of another type is told of all.
+            let odd = if kolo.rank() == 0 {
+                kolo.allreduce_sparse_async("y", [9, 1], &[3], &[2_i32], ReduceOp::Sum)?.wait().map(drop)
+            } else {
+                kolo.allreduce_sparse_async("y", [9, 1], &[3], &[2.0_f32], ReduceOp::Sum)?.wait().map(drop)
+            };
+            let Err(Error::Mismatch(mismatch)) = odd else { panic!("the types differ: {odd:?}") };
+            assert_eq!(
+                (&*mismatch.name, mismatch.views[1].1.as_str()),
+                ("y", "sparse allreduce sum of f32 in 9 rows of 1")
+            );
+            kolo.barrier()
+        });
+        outcomes.expect("no rank panics").into_iter().collect::<Result<Vec<()>>>().expect("no rank fails");
+    }
 
     #[test]
     fn rows_come_in_order_and_once() {

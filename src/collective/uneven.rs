@@ -13,6 +13,11 @@ use crate::tensor::{Blocks, Element, GiveBack, Grow, Hold, Piece, RawSlice, Rece
 impl Communicator {
     /// An operation on blocks whose sizes each rank decides for itself.
     pub(super) fn uneven<T: Element>(&mut self, of: Move, counts: Vec<usize>, input: &[T]) -> Result<Blocks<T>> {
+        self.uneven_of(of, counts, RawSlice::of(input))
+    }
+
+    /// The same on elements that stay where they are until it returns.
+    pub(super) fn uneven_of<T: Element>(&mut self, of: Move, counts: Vec<usize>, input: RawSlice) -> Result<Blocks<T>> {
         let mut sizing = Sizing::new(of, self.size(), self.rank(), counts);
         self.run(sizing.operation(T::DTYPE, 1))?;
         let ready = sizing.finish().and_then(|told| {
@@ -24,7 +29,7 @@ impl Communicator {
             // The others have begun already.
             Err(error) => return self.abandon(error),
         };
-        self.run(told.operation(of, T::DTYPE, RawSlice::of(input), RawSlice::of_mut(&mut data)))?;
+        self.run(told.operation(of, T::DTYPE, input, RawSlice::of_mut(&mut data)))?;
         Ok(Blocks::new(data, told.received))
     }
 

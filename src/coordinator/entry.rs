@@ -1,7 +1,8 @@
 //! Items of a log entry, as bytes. An entry is a version byte and items until its end.
 
+use super::called::MAX_STEP_NAME;
 use super::frame::{MAX_REASON, Target};
-use super::request::{MAX_NAME, Request};
+use super::request::Request;
 use super::wire::{Put, Take};
 
 /// First byte of every entry.
@@ -155,7 +156,7 @@ pub(super) fn take_item<'a>(take: &mut Take<'a>, size: usize) -> Option<Item<'a>
             Some(Item::Withdraw { rank, serial: take.varint()?, target: Target::take(take)? })
         }
         FAIL => {
-            let name = take.str(MAX_NAME)?;
+            let name = take.str(MAX_STEP_NAME)?;
             let count = take.bounded(size as u64)?;
             // Grown as read: a count in hostile bytes allocates nothing.
             let mut groups = Vec::new();
@@ -181,7 +182,7 @@ pub(super) fn take_item<'a>(take: &mut Take<'a>, size: usize) -> Option<Item<'a>
         }
         RUN => Some(Item::Run { count: u32::from_le_bytes(take.slice(4)?.try_into().ok()?) }),
         TIMEOUT => {
-            let (name, micros) = (take.str(MAX_NAME)?, take.varint()?);
+            let (name, micros) = (take.str(MAX_STEP_NAME)?, take.varint()?);
             Some(Item::Timeout { name, micros, missing: take_ranks(take, size)?, silent: take_ranks(take, size)? })
         }
         JOINED => Some(Item::Joined { rank: take.bounded(size as u64 - 1)? as u32 }),

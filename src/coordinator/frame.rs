@@ -1,6 +1,7 @@
 //! Frames of a request ring: what a member says about itself.
 
-use super::request::{MAX_NAME, Request};
+use super::called::MAX_STEP_NAME;
+use super::request::Request;
 use super::wire::{Put, Take, cut};
 
 /// The longest reason of an invalid submission that peers see, in bytes.
@@ -38,7 +39,7 @@ impl<'a> Target<'a> {
     pub(super) fn take(take: &mut Take<'a>) -> Option<Self> {
         match take.u8()? {
             0 => take.u32().map(Self::Slot),
-            1 => take.str(MAX_NAME).map(Self::Name),
+            1 => take.str(MAX_STEP_NAME).map(Self::Name),
             _ => None,
         }
     }
@@ -113,7 +114,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
     let as_of = take.varint()?;
     let body = match tag {
         REQUEST => {
-            let name = take.str(MAX_NAME).filter(|name| !name.is_empty())?;
+            let name = take.str(MAX_STEP_NAME).filter(|name| !name.is_empty())?;
             let view = take.rest();
             let mut check = take;
             take = Take::new(&[]);
@@ -121,7 +122,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Frame<'_>> {
             Body::Submission { name, view: View::Request(view) }
         }
         INVALID => {
-            let name = take.str(MAX_NAME).filter(|name| !name.is_empty())?;
+            let name = take.str(MAX_STEP_NAME).filter(|name| !name.is_empty())?;
             Body::Submission { name, view: View::Invalid(take.str(MAX_REASON)?) }
         }
         WITHDRAW => Body::Withdraw { serial: take.varint()?, target: Target::take(&mut take)? },
@@ -170,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_largest_frames_fit() {
-        let name = "n".repeat(MAX_NAME);
+        let name = "n".repeat(MAX_STEP_NAME);
         let mut request = Request::allreduce(name.as_str(), DType::F32, vec![0; MAX_DIMS], ReduceOp::Sum);
         request.shape[1..].fill(1 << 56);
         request.spec.prescale = 0.1;

@@ -126,9 +126,7 @@ impl Coordinator {
     /// Why a submission of this rank is refused, if it has joined.
     pub(super) fn refusal(&self, name: &str) -> Option<Error> {
         self.joins.mine.as_ref()?;
-        Some(Error::argument(format!(
-            "'{name}': this rank has joined, and submits nothing until all ranks have; wait for join to return"
-        )))
+        Some(has_joined(name))
     }
 
     /// Says that this rank has joined, once nothing of it is in flight any more.
@@ -200,7 +198,9 @@ impl Coordinator {
         // How these go depends on each tensor's shape, of which a request has but a digest.
         let by_shape =
             matches!(request.spec.kind, Kind::Allreduce { op: ReduceOp::Adasum } | Kind::ReduceScatter { .. });
-        self.joins.any() && (root || (by_shape && request.group.is_some()))
+        // Who has joined does not know how many rows there are.
+        let rows = request.spec.kind.knows_rows();
+        self.joins.any() && (root || rows || (by_shape && request.group.is_some()))
     }
 
     /// Whether every rank that takes part is pending on the name, in whatever form.
@@ -268,4 +268,11 @@ impl Coordinator {
         actions.push(Action::Poison(error.clone()));
         self.end(poisoned(&error), actions);
     }
+}
+
+/// Why a submission of a rank that has joined is refused.
+pub(crate) fn has_joined(name: &str) -> Error {
+    Error::argument(format!(
+        "'{name}': this rank has joined, and submits nothing until all ranks have; wait for join to return"
+    ))
 }

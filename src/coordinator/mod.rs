@@ -4,6 +4,7 @@
 
 mod api;
 mod apply;
+mod called;
 mod census;
 mod decide;
 mod entry;
@@ -32,7 +33,8 @@ use std::time::Duration;
 #[cfg(test)]
 pub(crate) use api::MAX_FRAME;
 pub(crate) use api::{Action, Batch, BatchItem, Event, Params, Ticket, Topology};
-pub(crate) use join::JOIN;
+pub(crate) use called::{check_user_name, step_name, without_step};
+pub(crate) use join::{JOIN, has_joined};
 pub(crate) use request::{Device, Group, Kind, Request, Spec};
 pub(crate) use stall::Stalled;
 

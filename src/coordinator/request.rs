@@ -3,13 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::called::{MAX_STEP_NAME, check_name};
 use super::wire::{Put, Take};
 use crate::error::{Error, Fields, Result};
 use crate::plan::moves::Move;
 use crate::tensor::{DType, NOT_IN_PARTS, ReduceOp};
 
-/// The longest name in bytes.
-pub(crate) const MAX_NAME: usize = 512;
 /// The most dimensions of a shape.
 pub(crate) const MAX_DIMS: usize = 32;
 /// The most elements: byte counts stay far inside 64 bits.
@@ -44,24 +43,47 @@ pub(crate) enum Kind {
     },
     /// Rows change places; how many, each rank decides for itself.
     Move(Move),
+    /// Everyone tells everyone what its call is, as the first step of an operation of several: an allgather.
+    Meet,
+    /// Everyone gets the reduction of all. How many rows there are, the ranks have found out in an earlier step; a rank that has
+    /// joined was not there.
+    AllreduceRows {
+        /// How elements become one.
+        op: ReduceOp,
+    },
+    /// Everyone gets the root's rows. How many, the ranks have found out as well.
+    BroadcastRows {
+        /// The root's set rank.
+        root: u32,
+    },
 }
 
 impl Kind {
     /// The root's set rank, if there is one.
     pub(crate) fn root(self) -> Option<u32> {
         match self {
-            Self::Broadcast { root } | Self::Reduce { root, .. } => Some(root),
+            Self::Broadcast { root } | Self::Reduce { root, .. } | Self::BroadcastRows { root } => Some(root),
             Self::Move(Move::Gather { root } | Move::Scatter { root }) => Some(root as u32),
             Self::Allreduce { .. } | Self::ReduceScatter { .. } | Self::Move(Move::Allgather | Move::AllToAll) => None,
+            Self::Meet | Self::AllreduceRows { .. } => None,
+        }
+    }
+
+    /// How rows change places, if they do.
+    pub(crate) fn moves(self) -> Option<Move> {
+        match self {
+            Self::Move(of) => Some(of),
+            Self::Meet => Some(Move::Allgather),
+            _ => None,
         }
     }
 
     /// Whether there is such an operation on elements of `dtype`.
     fn takes(self, dtype: DType) -> bool {
         match self {
-            Self::Allreduce { op } => op.takes(dtype),
+            Self::Allreduce { op } | Self::AllreduceRows { op } => op.takes(dtype),
             Self::Reduce { op, .. } | Self::ReduceScatter { op } => op != ReduceOp::Adasum && op.takes(dtype),
-            Self::Broadcast { .. } | Self::Move(_) => true,
+            Self::Broadcast { .. } | Self::BroadcastRows { .. } | Self::Move(_) | Self::Meet => true,
         }
     }
 
@@ -71,8 +93,11 @@ impl Kind {
             Self::Reduce { op: ReduceOp::Adasum, .. } | Self::ReduceScatter { op: ReduceOp::Adasum } => {
                 Some(NOT_IN_PARTS.to_owned())
             }
-            Self::Allreduce { op } | Self::Reduce { op, .. } | Self::ReduceScatter { op } => op.refusal(dtype),
-            Self::Broadcast { .. } | Self::Move(_) => None,
+            Self::Allreduce { op }
+            | Self::Reduce { op, .. }
+            | Self::ReduceScatter { op }
+            | Self::AllreduceRows { op } => op.refusal(dtype),
+            Self::Broadcast { .. } | Self::BroadcastRows { .. } | Self::Move(_) | Self::Meet => None,
         }
     }
 
@@ -81,9 +106,14 @@ impl Kind {
         matches!(self, Self::Allreduce { .. } | Self::Broadcast { .. } | Self::Reduce { .. })
     }
 
-    /// Whether ranks may differ in the first dimension. Requests then carry zero for it.
+    /// Whether requests carry zero for the first dimension: ranks may differ in it, or know it from elsewhere.
     pub(crate) fn has_own_rows(self) -> bool {
-        matches!(self, Self::Move(_))
+        matches!(self, Self::Move(_) | Self::Meet) || self.knows_rows()
+    }
+
+    /// Whether the ranks know from an earlier step how many rows there are.
+    pub(super) fn knows_rows(self) -> bool {
+        matches!(self, Self::AllreduceRows { .. } | Self::BroadcastRows { .. })
     }
 
     fn encode(self, out: &mut Vec<u8>) {
@@ -115,6 +145,15 @@ impl Kind {
                 out.varint(root as u64);
             }
             Self::Move(Move::AllToAll) => out.u8(8),
+            Self::Meet => out.u8(9),
+            Self::AllreduceRows { op } => {
+                out.u8(10);
+                out.u8(op as u8);
+            }
+            Self::BroadcastRows { root } => {
+                out.u8(11);
+                out.varint(root.into());
+            }
         }
     }
 
@@ -128,6 +167,9 @@ impl Kind {
             6 => Some(Self::Move(Move::Gather { root: take.u32()? as usize })),
             7 => Some(Self::Move(Move::Scatter { root: take.u32()? as usize })),
             8 => Some(Self::Move(Move::AllToAll)),
+            9 => Some(Self::Meet),
+            10 => Some(Self::AllreduceRows { op: ReduceOp::from_code(take.u8()?)? }),
+            11 => Some(Self::BroadcastRows { root: take.u32()? }),
             _ => None,
         }
     }
@@ -144,6 +186,10 @@ impl fmt::Display for Kind {
             Self::Move(Move::Gather { root }) => write!(f, "gather to {root}"),
             Self::Move(Move::Scatter { root }) => write!(f, "scatter from {root}"),
             Self::Move(Move::AllToAll) => f.write_str("alltoall"),
+            // What they are together, a request says in its own words.
+            Self::Meet => f.write_str("an operation on objects or sparse rows"),
+            Self::AllreduceRows { op } => write!(f, "allreduce {op} of some rows"),
+            Self::BroadcastRows { root } => write!(f, "broadcast of some rows from {root}"),
         }
     }
 }
@@ -319,7 +365,7 @@ impl Request {
     }
 
     pub(super) fn take(take: &mut Take<'_>) -> Option<Self> {
-        let name = take.str(MAX_NAME)?;
+        let name = take.str(MAX_STEP_NAME)?;
         Self::take_view(name, take)
     }
 
@@ -362,6 +408,10 @@ impl Request {
     /// The request in words, without its name: a line of a mismatch.
     pub(crate) fn describe(&self) -> String {
         let Spec { kind, dtype, device, prescale, postscale } = self.spec;
+        if kind == Kind::Meet {
+            // The bytes that it moves are not the user's.
+            return kind.to_string();
+        }
         let mut text = match self.group {
             None => format!("{kind} of {dtype}{}", self.shape_in_words()),
             Some(Group { tensors, digest }) => {
@@ -398,7 +448,11 @@ impl Request {
     /// The request field by field, without its name: all that [`describe`](Self::describe) tells apart.
     pub(super) fn fields(&self) -> Fields {
         let Spec { kind, dtype, device, prescale, postscale } = self.spec;
-        let mut fields: Fields = vec![("operation", kind.to_string()), ("dtype", dtype.to_string())];
+        let mut fields: Fields = vec![("operation", kind.to_string())];
+        if kind == Kind::Meet {
+            return fields;
+        }
+        fields.push(("dtype", dtype.to_string()));
         match self.group {
             None => fields.push(("shape", self.shape_in_words())),
             Some(Group { tensors, digest }) => {
@@ -430,21 +484,6 @@ fn kind_and_dtype(take: &mut Take<'_>) -> Option<(Kind, DType)> {
     kind.takes(dtype).then_some((kind, dtype))
 }
 
-/// Whether `name` can be sent to the peers.
-pub(super) fn check_name(name: &str) -> Result<()> {
-    if name.is_empty() {
-        return Err(Error::argument("a tensor's name is empty; give it one that is the same on every rank"));
-    }
-    if name.len() > MAX_NAME {
-        return Err(Error::argument(format!(
-            "the name '{}...' has {} bytes; at most {MAX_NAME} are supported, shorten it",
-            super::wire::cut(name, 60),
-            name.len()
-        )));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -468,6 +507,9 @@ mod tests {
             Kind::Move(Move::Gather { root: 2 }),
             Kind::Move(Move::Scatter { root: 70_000 }),
             Kind::Move(Move::AllToAll),
+            Kind::Meet,
+            Kind::AllreduceRows { op: ReduceOp::Average },
+            Kind::BroadcastRows { root: 300 },
         ];
         for kind in kinds {
             let mut request = Request::allreduce("k", DType::I64, vec![0, 5], ReduceOp::Sum);
@@ -483,6 +525,22 @@ mod tests {
             request.encode(&mut bytes);
             assert_eq!(Request::decode(&bytes), Some(request));
         }
+    }
+
+    #[test]
+    fn steps_that_know_their_rows_ask_for_the_same_whatever_their_number() {
+        let with_kind = |kind, shape| {
+            let mut request = Request::allreduce("x", DType::F32, shape, ReduceOp::Sum);
+            request.spec.kind = kind;
+            request
+        };
+        let rows = with_kind(Kind::AllreduceRows { op: ReduceOp::Sum }, vec![0, 3]);
+        assert_eq!(rows.describe(), "allreduce sum of some rows of f32[*, 3] in host memory");
+        assert!(!rows.spec.kind.fuses() && rows.spec.kind.has_own_rows());
+        let meet = with_kind(Kind::Meet, vec![0]);
+        // The bytes are not the user's, and their type is none of the call's.
+        assert_eq!(meet.describe(), "an operation on objects or sparse rows");
+        assert_eq!(meet.fields().len(), 1);
     }
 
     #[test]

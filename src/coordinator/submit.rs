@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::api::{Action, Ticket};
+use super::called::check_name;
 use super::frame::{self, Target};
 use super::locals::{Form, Local, Parked};
-use super::request::{Request, check_name};
+use super::request::Request;
 use super::{Coordinator, NONE};
 use crate::error::Error;
 

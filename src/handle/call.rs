@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Entry, Flight, Handle, NamedSet, Uneven, Way, wait};
-use crate::coordinator::{Device, Group, Kind, Request, Spec, Ticket};
+use crate::coordinator::{Device, Group, Kind, Request, Spec, Ticket, check_user_name};
 use crate::engine::Pieces;
 use crate::error::{Error, Result};
 use crate::event::Mark;
@@ -51,7 +51,7 @@ impl Call {
         Self::new(kind, T::DTYPE, vec![data.len()], options)
     }
 
-    fn request(&self, name: &Arc<str>) -> Request {
+    pub(super) fn request(&self, name: &Arc<str>) -> Request {
         let Options { prescale, postscale, .. } = self.options;
         let spec = Spec { kind: self.kind, dtype: self.dtype, device: Device::Host, prescale, postscale };
         let (mut shape, group) = if self.group {
@@ -122,6 +122,13 @@ impl Memory {
     pub(crate) fn of(pieces: Pieces) -> Self {
         Self { pieces, row: 1, uneven: None, blocks: None, hold: None }
     }
+
+    /// As an operation on it is handed in.
+    pub(super) fn entry(self, flight: Arc<Flight>) -> Entry {
+        let Self { pieces, row, uneven, blocks, hold } = self;
+        let (ticket, mark, last, course) = (None, Mark::NONE, None, None);
+        Entry { flight, ticket, mark, pieces, row, uneven, blocks, hold, last, course }
+    }
 }
 
 impl NamedSet {
@@ -135,16 +142,14 @@ impl NamedSet {
         memory: Memory,
         waits: bool,
     ) -> Result<(Ticket, Arc<Flight>)> {
-        let Memory { pieces, row, uneven, blocks, hold } = memory;
+        check_user_name(name)?;
         // Where blocks are given, so are pieces of tensors, which were looked at when they were cut.
-        for (shape, piece) in call.shapes.iter().zip(pieces.iter()).filter(|_| blocks.is_none()) {
+        for (shape, piece) in call.shapes.iter().zip(memory.pieces.iter()).filter(|_| memory.blocks.is_none()) {
             self.check_shape(name, shape, piece.input.len() / call.dtype.size())?;
         }
         let flight = Arc::new(Flight::new(name));
         let request = call.request(flight.name());
-        let (flight_of_entry, mark) = (Arc::clone(&flight), Mark::NONE);
-        let (ticket, last) = (None, None);
-        let entry = Entry { flight: flight_of_entry, ticket, mark, pieces, row, uneven, blocks, hold, last };
+        let entry = memory.entry(Arc::clone(&flight));
         let ticket = self.submit(&request, entry, waits, call.options.deadline)?;
         Ok((ticket, flight))
     }

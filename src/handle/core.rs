@@ -31,6 +31,8 @@ pub(super) struct Core {
     /// Until when the set is active though it has nothing to do for this rank: others wait, and need its word.
     pub(super) attends_until: Duration,
     pub(super) over: Option<Over>,
+    /// A join that waits for the operations of several steps: the coordinator has not heard of it.
+    join: Option<(Ticket, Option<Duration>)>,
 }
 
 /// What a poll advances.
@@ -89,7 +91,13 @@ impl Core {
             doubt: Doubt::default(),
             warnings: Warnings::default(),
         };
-        Ok(Self { tickets, parts: Some(Box::new(parts)), active: false, attends_until: Duration::ZERO, over: None })
+        let parts = Some(Box::new(parts));
+        Ok(Self { tickets, parts, active: false, attends_until: Duration::ZERO, over: None, join: None })
+    }
+
+    /// Whether this rank has joined, and only ends what it had begun.
+    pub(super) fn joins_later(&self) -> bool {
+        self.join.is_some()
     }
 
     /// Whether no poll could do anything, for this rank or for others.
@@ -111,6 +119,12 @@ impl Core {
     /// Tells the coordinator something that happened on this rank, and does what it asks for at once.
     pub(super) fn tell(&mut self, now: Duration, event: Event<'_>, port: &Port) {
         let Some(parts) = self.parts.as_mut().filter(|_| self.over.is_none()) else { return };
+        if let Event::Join { ticket, deadline } = event
+            && !self.tickets.courses.is_empty()
+        {
+            self.join = Some((ticket, deadline));
+            return;
+        }
         parts.coordinator.step(now, event, &mut parts.actions);
         parts.wires.touch();
         self.perform(now, port);
@@ -124,6 +138,9 @@ impl Core {
                 over.linger_until = Duration::ZERO;
             }
             return false;
+        }
+        if let Some((ticket, deadline)) = self.join.take_if(|_| self.tickets.courses.is_empty()) {
+            self.tell(now, Event::Join { ticket, deadline }, port);
         }
         let outcome = port.check().and_then(|()| {
             let talked = self.negotiate(now, port)?;
@@ -272,7 +289,9 @@ impl Core {
     }
 
     pub(super) fn cancel(&mut self, ticket: Ticket, now: Duration, port: &Port) {
-        self.tell(now, Event::Withdraw { ticket }, port);
+        if self.join.take_if(|(join, _)| *join == ticket).is_none() {
+            self.tell(now, Event::Withdraw { ticket }, port);
+        }
         let Some(parts) = &mut self.parts else { return };
         let waits = parts.batches.iter().any(|batch| batch.items.iter().any(|item| item.ticket == ticket));
         let runs = parts.running.iter().flat_map(|running| &running.entries).find(|entry| entry.ticket == Some(ticket));
@@ -375,17 +394,22 @@ impl Core {
         for entry in running.into_iter().flat_map(|running| running.entries) {
             self.tickets.end(entry, Err(error.clone()), now);
         }
+        let error_of = |name: &str| match error {
+            // Nothing that was in flight can end without the rank.
+            Error::Gone { missing, .. } => {
+                Error::Gone { what: format!("tensor '{name}'").into(), missing: Arc::clone(missing) }
+            }
+            _ => others.clone(),
+        };
         for entry in self.tickets.drain() {
-            let error = match error {
-                // Nothing that was in flight can end without the rank.
-                Error::Gone { missing, .. } => {
-                    let what = format!("tensor '{}'", entry.flight.name()).into();
-                    Error::Gone { what, missing: Arc::clone(missing) }
-                }
-                _ => others.clone(),
-            };
+            let error = error_of(entry.flight.name());
             self.tickets.end(entry, Err(error), now);
         }
+        // Those between two steps.
+        for (id, name) in self.tickets.courses.names() {
+            self.tickets.end_course(id, Err(error_of(&name)));
+        }
+        self.join = None;
     }
 }
 
@@ -442,7 +466,7 @@ fn for_others(error: &Error) -> Error {
     }
 }
 
-fn too_late(name: &str) -> Error {
+pub(super) fn too_late(name: &str) -> Error {
     Error::Poisoned(
         format!("'{name}' was given up after the ranks had agreed to run it; make a new process set, or end the job")
             .into(),

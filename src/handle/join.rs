@@ -77,7 +77,18 @@ impl Entry {
     /// One that moves no tensor.
     fn without_memory(flight: Arc<Flight>) -> Self {
         let (mark, pieces) = (Mark::NONE, Pieces::None);
-        Self { flight, ticket: None, mark, pieces, row: 1, uneven: None, blocks: None, hold: None, last: None }
+        Self {
+            flight,
+            ticket: None,
+            mark,
+            pieces,
+            row: 1,
+            uneven: None,
+            blocks: None,
+            hold: None,
+            last: None,
+            course: None,
+        }
     }
 
     /// What a rank that has joined contributes to `request` in a set of `ranks`: the identity, or no rows. What it would
@@ -94,7 +105,12 @@ impl Entry {
         let (op, counts) = match request.spec.kind {
             Kind::Allreduce { op } | Kind::Reduce { op, .. } | Kind::ReduceScatter { op } => (Some(op), None),
             Kind::Broadcast { .. } => (None, None),
-            Kind::Move(Move::Allgather | Move::Gather { .. }) => (None, Some(vec![0])),
+            Kind::Meet | Kind::Move(Move::Allgather | Move::Gather { .. }) => (None, Some(vec![0])),
+            // The log lets none of them run.
+            Kind::AllreduceRows { .. } | Kind::BroadcastRows { .. } => {
+                let text = format!("'{}' ran without this rank, which does not know its rows", request.name);
+                return Err(Error::Poisoned((text + "; that is a bug in kolo, please report it").into()));
+            }
             Kind::Move(Move::AllToAll) => (None, Some(vec![0; ranks])),
             Kind::Move(Move::Scatter { .. }) => (None, Some(Vec::new())),
         };

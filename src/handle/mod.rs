@@ -2,6 +2,8 @@
 
 mod call;
 mod core;
+mod course;
+mod courses;
 mod driver;
 mod flight;
 mod join;
@@ -25,6 +27,8 @@ use std::time::Duration;
 
 pub use call::Options;
 pub(crate) use call::{Call, FIT, Memory, misfit, row_of};
+pub(crate) use course::{Course, Declined, Desk, Label, Step, What};
+pub(crate) use courses::CourseId;
 pub(crate) use driver::Driver;
 pub(crate) use flight::Flight;
 pub(crate) use line::{FAILED, Line};
@@ -35,6 +39,8 @@ pub(crate) use set::NamedSet;
 pub use status::{PendingTensor, Status};
 pub(crate) use task::Collectively;
 pub(crate) use tickets::{Entry, Landing, Uneven};
+
+use courses::wait_for_course;
 
 use crate::coordinator::Ticket;
 use crate::error::{Error, Result};
@@ -81,6 +87,8 @@ pub struct Handle<B> {
 pub(crate) enum Way {
     /// Agreed on by name.
     Named(Arc<NamedSet>, Ticket),
+    /// The same in several steps.
+    Course(Arc<NamedSet>, CourseId),
     /// Of a communicator: it has its place in the order.
     Ordered(Arc<Queue>),
 }
@@ -88,7 +96,7 @@ pub(crate) enum Way {
 impl Way {
     fn driver(&self) -> &Arc<Driver> {
         match self {
-            Self::Named(set, _) => &set.driver,
+            Self::Named(set, _) | Self::Course(set, _) => &set.driver,
             Self::Ordered(queue) => queue.driver(),
         }
     }
@@ -97,6 +105,7 @@ impl Way {
     fn urge(&self) {
         match self {
             Self::Named(set, ticket) => set.urge(*ticket),
+            Self::Course(set, course) => set.urge_course(*course),
             // In its turn, as always.
             Self::Ordered(_) => {}
         }
@@ -143,6 +152,7 @@ impl<B> Handle<B> {
     pub fn wait(self) -> Result<B> {
         match &self.way {
             Way::Named(set, ticket) => wait(set, *ticket, &self.flight)?,
+            Way::Course(set, course) => wait_for_course(set, *course, &self.flight)?,
             Way::Ordered(queue) => loop {
                 if let Some(outcome) = self.flight.outcome() {
                     break outcome?;
@@ -174,11 +184,12 @@ impl<B> Handle<B> {
     /// If the ranks have not agreed to run it yet, the name is withdrawn: the peers go on to wait for this rank to submit
     /// it again. After that it is too late, and the set is poisoned: every later operation of it fails, on every rank. An
     /// operation of a communicator has its place in the order from the start: it is always too late, and the communicator
-    /// ends with it.
+    /// ends with it. Objects and sparse rows move in several steps: with the first of them the ranks agree on all.
     pub fn cancel(self) -> Option<B> {
         if !self.flight.is_over() {
             match &self.way {
                 Way::Named(set, ticket) => set.cancel(*ticket),
+                Way::Course(set, course) => set.cancel_course(*course),
                 Way::Ordered(queue) => queue.cancel(&self.flight),
             }
         }
@@ -186,7 +197,7 @@ impl<B> Handle<B> {
     }
 
     fn take(self) -> Result<B> {
-        self.result.take().ok_or_else(|| Error::Cancelled(Arc::clone(self.flight.name())))
+        self.result.read().unwrap_or_else(|| Err(Error::Cancelled(Arc::clone(self.flight.name()))))
     }
 }
 

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::core::{EXPECTED, LINGER, UNDER_WAY};
+use super::course::Course;
 use super::driver::{Driven, Driver, try_lock};
 use super::flight::Flight;
 use super::line::{Line, refusal};
-use super::task::{Collectively, Task};
+use super::task::{Collectively, Several, Task};
 use super::{Handle, Way};
 use crate::engine::{Patience, Port, Step};
 use crate::error::{Error, Result};
@@ -54,9 +55,8 @@ struct Core {
     /// Whether the driver has this queue among what has something to do.
     active: bool,
     over: Option<Over>,
-    /// Operations that have ended since this was last asked, and what kept their memory alive.
-    ended: usize,
-    spent: Vec<Keep>,
+    /// Operations that have ended since this was last asked, with what kept their memory alive.
+    spent: Vec<Queued>,
 }
 
 struct Lane {
@@ -70,7 +70,8 @@ struct Queued {
     flight: Arc<Flight>,
     task: Box<dyn Task>,
     begun: bool,
-    hold: Option<Keep>,
+    /// Keeps its tensor alive until it is dropped itself.
+    _hold: Option<Keep>,
 }
 
 /// However an operation leaves the queue, its flight ends: nobody waits for what does not exist any more.
@@ -94,15 +95,7 @@ struct Over {
 
 impl Queue {
     pub(crate) fn new(driver: Arc<Driver>) -> Arc<Self> {
-        let core = Core {
-            line: None,
-            lanes: Vec::new(),
-            submitted: 0,
-            active: false,
-            over: None,
-            ended: 0,
-            spent: Vec::new(),
-        };
+        let core = Core { line: None, lanes: Vec::new(), submitted: 0, active: false, over: None, spent: Vec::new() };
         let queue = Arc::new(Self { driver, pending: AtomicUsize::new(0), core: Mutex::new(core) });
         queue.driver.adopt(Arc::downgrade(&queue) as _);
         queue
@@ -160,10 +153,42 @@ impl Queue {
             return Err(error);
         }
         core.submitted += 1;
-        let flight = Arc::new(Flight::new(&format!("{what} {}", core.submitted)));
-        let queued = Queued { flight: Arc::clone(&flight), task, begun: false, hold };
+        let flight = Arc::new(Flight::new(&title(what, core.submitted)));
+        let queued = Queued { flight: Arc::clone(&flight), task, begun: false, _hold: hold };
         self.enter(core, of, queued, now);
         Ok(Handle { way: Way::Ordered(Arc::clone(self)), flight, result })
+    }
+
+    /// What the next operation to be submitted will be called.
+    pub(crate) fn next_title(&self, what: &str) -> String {
+        title(what, self.lock().submitted + 1)
+    }
+
+    /// Submits an operation of several steps, as [`submit`](Self::submit).
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub(crate) fn embark<R>(
+        self: &Arc<Self>,
+        what: &str,
+        mut course: Box<Course>,
+        result: Arc<dyn GiveBack<R>>,
+    ) -> Result<Handle<R>> {
+        let first = course.first()?;
+        self.submit(LaneOf::Collectives, what, Box::new(Several::new(course, first)), None, result)
+    }
+
+    /// Works out what follows a step of the first collective, and gives it back. Outside the lock.
+    fn go_on(self: &Arc<Self>, flight: &Arc<Flight>, mut course: Box<Course>) {
+        let lost = Lost(self);
+        let next = course.go_on();
+        std::mem::forget(lost);
+        let mut core = self.lock();
+        // Else it has been given up meanwhile, or all has ended.
+        if let Some(queued) = core.first_collective().filter(|queued| Arc::ptr_eq(&queued.flight, flight)) {
+            queued.task.resume(course, next);
+        }
+        self.release(core, self.driver.now());
     }
 
     /// Takes this rank's turn with a call that it cannot make.
@@ -244,8 +269,13 @@ impl Queue {
         }
         let moved = core.poll(now, self.driver.port());
         let wake_at = core.wake_at(now);
+        let due = core.take_due();
         let ended = self.release(core, now);
-        Some((if moved || ended { Step::Progress } else { Step::Pending }, wake_at))
+        let goes_on = due.is_some();
+        if let Some((flight, course)) = due {
+            self.go_on(&flight, course);
+        }
+        Some((if moved || ended || goes_on { Step::Progress } else { Step::Pending }, wake_at))
     }
 
     #[cfg(test)]
@@ -256,7 +286,7 @@ impl Queue {
 
     /// Lets go of the core: accounts for what happened in there. Returns whether operations have ended.
     fn release(self: &Arc<Self>, mut core: MutexGuard<'_, Core>, now: Duration) -> bool {
-        let (ended, spent) = (std::mem::take(&mut core.ended), std::mem::take(&mut core.spent));
+        let spent = std::mem::take(&mut core.spent);
         self.pending.store(core.pending(), Ordering::SeqCst);
         let active = !core.is_idle(now);
         // Under the core's lock, so that the driver's list and the flag change together.
@@ -266,10 +296,9 @@ impl Queue {
             if active { self.driver.activate(queue) } else { self.driver.retire(&*queue) }
         }
         drop(core);
-        self.driver.ended(ended);
-        // Tensors whose handles are gone: dropping them is user code.
-        drop(spent);
-        ended > 0
+        self.driver.ended(spent.len());
+        // Tensors whose handles are gone: dropping them is user code. And what courses have, which may be much.
+        !spent.is_empty()
     }
 }
 
@@ -293,7 +322,7 @@ impl Queued {
             flight: Arc::new(Flight::new("a refused call")),
             task: Box::new(Collectively::One(Some(refusal()))),
             begun,
-            hold: None,
+            _hold: None,
         }
     }
 }
@@ -378,7 +407,7 @@ impl Core {
             match self.lanes[at].step(line, now, port) {
                 Ok(Step::Pending) => continue,
                 Ok(Step::Progress) => {}
-                Ok(Step::Ready(())) => self.end_first(at, Ok(())),
+                Ok(Step::Ready(())) => self.end_ready(at),
                 Err(error @ Error::Mismatch(_)) => self.end_first(at, Err(error)),
                 Err(error) => {
                     self.end_all(&error, Some(at), now);
@@ -391,6 +420,28 @@ impl Core {
         moved
     }
 
+    /// The collective whose turn it is.
+    fn first_collective(&mut self) -> Option<&mut Queued> {
+        self.lanes.iter_mut().find(|lane| lane.of == LaneOf::Collectives)?.queued.front_mut()
+    }
+
+    /// Takes out what must be worked out before the first collective moves on.
+    fn take_due(&mut self) -> Option<(Arc<Flight>, Box<Course>)> {
+        let first = self.first_collective()?;
+        Some((Arc::clone(&first.flight), first.task.take_due()?))
+    }
+
+    /// Ends the first operation of a lane, which is ready.
+    fn end_ready(&mut self, at: usize) {
+        let lane = &mut self.lanes[at];
+        let Some((result, declines)) = lane.queued.front_mut().map(|first| first.task.outcome()) else { return };
+        self.end_first(at, result);
+        if declines {
+            // In the place of the step that the others go on to.
+            self.lanes[at].queued.push_front(Queued::refusal(false));
+        }
+    }
+
     /// Ends the first operation of a lane. Nothing touches its memory any more.
     fn end_first(&mut self, at: usize, result: Result<()>) {
         if let Some(queued) = self.lanes[at].queued.pop_front() {
@@ -398,10 +449,9 @@ impl Core {
         }
     }
 
-    fn end(&mut self, mut queued: Queued, result: Result<()>) {
+    fn end(&mut self, queued: Queued, result: Result<()>) {
         queued.flight.finish(result);
-        self.ended += 1;
-        self.spent.extend(queued.hold.take());
+        self.spent.push(queued);
     }
 
     /// Ends the communicator with `error` of the first operation of the lane `at`, or of none, here and on the peers: no memory
@@ -427,6 +477,25 @@ impl Core {
             }
         }
     }
+}
+
+/// Ends the communicator when what follows a step is lost by a panic, a defect of kolo.
+struct Lost<'a>(&'a Arc<Queue>);
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        let error = "kolo panicked between two steps of an operation; that is a bug, please report it";
+        let now = self.0.driver.now();
+        let mut core = self.0.lock();
+        core.end_all(&Error::Poisoned(error.into()), None, now);
+        self.0.release(core, now);
+        self.0.driver.hand_over();
+    }
+}
+
+/// What an operation is called: what it does, and its number among the asynchronous ones.
+fn title(what: &str, number: u64) -> String {
+    format!("{what} {number}")
 }
 
 /// What `error`, which ended the communicator, is to the operations that it does not speak of.

@@ -42,8 +42,8 @@ impl Running {
     pub(super) fn begin(&mut self, channel: &mut Channel) -> Result<()> {
         let Spec { kind, dtype, prescale, postscale, .. } = self.spec;
         let collective = match kind {
-            Kind::Allreduce { op } => Collective::Allreduce(op),
-            Kind::Broadcast { root } => Collective::Broadcast { root: root as usize },
+            Kind::Allreduce { op } | Kind::AllreduceRows { op } => Collective::Allreduce(op),
+            Kind::Broadcast { root } | Kind::BroadcastRows { root } => Collective::Broadcast { root: root as usize },
             Kind::Reduce { op, root } => Collective::Reduce { op, root: root as usize },
             Kind::ReduceScatter { op } => match self.blocks() {
                 None => Collective::ReduceScatter { op, row: self.row() },
@@ -51,6 +51,7 @@ impl Running {
                 Some(_) => Collective::ReduceScatterGroup { op, digest: 0 },
             },
             Kind::Move(of) => return self.tell_sizes(of, channel),
+            Kind::Meet => return self.tell_sizes(Move::Allgather, channel),
         };
         let pieces = match self.entries.as_slice() {
             [entry] => entry.pieces.clone(),
@@ -90,7 +91,7 @@ impl Running {
 
     /// After the end of an operation in the channel: begins the next one, if there is one.
     pub(super) fn go_on(&mut self, channel: &mut Channel) -> Result<bool> {
-        let (Some(sizing), Kind::Move(of)) = (self.sizing.take(), self.spec.kind) else { return Ok(false) };
+        let (Some(sizing), Some(of)) = (self.sizing.take(), self.spec.kind.moves()) else { return Ok(false) };
         let told = sizing.finish()?;
         let Some(entry) = self.entries.first() else { return Ok(false) };
         let Some(uneven) = &entry.uneven else { return Ok(false) };

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::core::{Core, LINGER};
 use super::driver::{Driven, Driver, try_lock};
 use super::status::Status;
-use super::tickets::{Entry, Tickets};
-use crate::coordinator::{Event, Kind, Params, Request, Spec, Ticket};
+use super::tickets::{Ended, Entry, Tickets};
+use crate::coordinator::{Event, Kind, Params, Request, Spec, Ticket, check_user_name, has_joined};
 use crate::engine::{Built, Step, Team, reported_move};
 use crate::error::{Error, Result};
 use crate::event::{Begun, Verb};
@@ -52,7 +52,7 @@ impl NamedSet {
         self.team.global(self.team.rank()) as usize
     }
 
-    fn lock(&self) -> MutexGuard<'_, Core> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(|poisoned| self.condemn(poisoned))
     }
 
@@ -82,8 +82,7 @@ impl NamedSet {
             self.refuse(&request.name, &error.to_string());
             return Err(error);
         }
-        let bytes = entry.pieces.iter().map(|piece| piece.input.len() as u64).sum();
-        let begun = self.begun(request, bytes);
+        let begun = self.begun(request, entry.bytes());
         self.hand_in(entry, begun, urgent, |ticket| Event::Submit { ticket, request, urgent, deadline })
     }
 
@@ -96,22 +95,10 @@ impl NamedSet {
         event: impl FnOnce(Ticket) -> Event<'a>,
     ) -> Result<Ticket> {
         let flight = Arc::clone(&entry.flight);
-        let now = self.driver.now();
-        let mut core = self.lock();
-        if let Some(over) = &core.over {
-            let error = over.error.clone();
-            // It may have ended just now, and has yet to tell the other hosts.
-            self.release(core, now);
-            self.driver.hand_over();
-            return Err(error);
-        }
-        let name = begun.name;
-        let Some(ticket) = core.tickets.insert(entry, begun, now) else {
-            return Err(Error::argument(format!(
-                "'{name}' is already in flight on this rank; wait for it first, or use another name"
-            )));
-        };
-        self.driver.port().control.doings().submit(self.global(), name, self.driver.host_time(now));
+        let (name, now) = (begun.name, self.driver.now());
+        let mut core = self.admit(name, now)?;
+        let Some(ticket) = core.tickets.insert(entry, begun, now) else { return Err(in_flight(name)) };
+        self.note(name, now);
         core.tell(now, event(ticket), self.driver.port());
         let outcome = flight.outcome();
         self.release(core, now);
@@ -125,20 +112,42 @@ impl NamedSet {
         }
     }
 
+    /// The core, unless the set takes no new operations.
+    pub(super) fn admit(self: &Arc<Self>, name: &str, now: Duration) -> Result<MutexGuard<'_, Core>> {
+        let core = self.lock();
+        let error = match &core.over {
+            Some(over) => over.error.clone(),
+            // The coordinator has yet to hear of the join.
+            None if core.joins_later() => has_joined(name),
+            None => return Ok(core),
+        };
+        // It may have ended just now, and has yet to tell the other hosts.
+        self.release(core, now);
+        self.driver.hand_over();
+        Err(error)
+    }
+
+    /// Notes `name` as what this rank did last.
+    pub(super) fn note(&self, name: &str, now: Duration) {
+        self.driver.port().control.doings().submit(self.global(), name, self.driver.host_time(now));
+    }
+
     /// Its number, in what is reported.
     pub(super) fn id(&self) -> u32 {
         self.id
     }
 
     /// What to report of a request on `bytes` bytes.
-    fn begun<'a>(&self, request: &'a Request, bytes: u64) -> Begun<'a> {
+    pub(super) fn begun<'a>(&self, request: &'a Request, bytes: u64) -> Begun<'a> {
         let Spec { kind, dtype, .. } = request.spec;
         let (verb, op) = match kind {
             Kind::Allreduce { op } => (Verb::Allreduce, op as u8),
-            Kind::Broadcast { .. } => (Verb::Broadcast, 0),
+            Kind::Broadcast { .. } | Kind::BroadcastRows { .. } => (Verb::Broadcast, 0),
             Kind::Reduce { op, .. } => (Verb::Reduce, op as u8),
             Kind::ReduceScatter { op } => (Verb::ReduceScatter, op as u8),
             Kind::Move(of) => (reported_move(of).0, 0),
+            Kind::Meet => (Verb::Allgather, 0),
+            Kind::AllreduceRows { op } => (Verb::Allreduce, op as u8),
         };
         Begun {
             set: self.id,
@@ -157,7 +166,10 @@ impl NamedSet {
     pub(crate) fn refuse(self: &Arc<Self>, name: &str, reason: &str) {
         let now = self.driver.now();
         let mut core = self.lock();
-        core.tell(now, Event::SubmitFailed { name, reason }, self.driver.port());
+        // A name that no peer can have, or that no peer waits for this rank with.
+        if check_user_name(name).is_ok() && !core.joins_later() {
+            core.tell(now, Event::SubmitFailed { name, reason }, self.driver.port());
+        }
         self.release(core, now);
         self.driver.hand_over();
     }
@@ -187,8 +199,11 @@ impl NamedSet {
         }
         let moved = core.poll(now, self.driver.port());
         let wake_at = core.wake_at(now, &self.team);
+        let due = core.tickets.courses.take_due();
         let ended = self.release(core, now);
-        let step = if moved || ended { Step::Progress } else { Step::Pending };
+        let goes_on = !due.is_empty();
+        self.go_on(due);
+        let step = if moved || ended || goes_on { Step::Progress } else { Step::Pending };
         Some((step, wake_at))
     }
 
@@ -245,16 +260,22 @@ impl NamedSet {
         if let Some(parts) = &mut core.parts {
             stalled = parts.coordinator.look(now).stalled;
             let entries = parts.running.iter().flat_map(|running| &running.entries);
-            running = entries.map(|entry| entry.flight.name().to_string()).collect();
+            running = entries.map(|entry| Arc::clone(entry.flight.name())).collect::<Vec<_>>();
         }
         self.release(core, now);
         self.driver.hand_over();
-        Status::new(&self.team, stalled, running, &|rank| (port.standing)(rank))
+        Status::new(&self.team, stalled, &running, &|rank| (port.standing)(rank))
     }
 
     #[cfg(test)]
     pub(super) fn is_running(&self) -> bool {
         self.lock().parts.as_ref().is_some_and(|parts| parts.running.is_some())
+    }
+
+    /// Frames that this rank has published: none while all that it submits is cached.
+    #[cfg(test)]
+    pub(crate) fn published(&self) -> usize {
+        self.lock().parts.as_ref().map_or(0, |parts| parts.wires.published)
     }
 
     #[cfg(test)]
@@ -264,8 +285,8 @@ impl NamedSet {
     }
 
     /// Lets go of the core: accounts for what happened in there. Returns whether operations have ended.
-    fn release(self: &Arc<Self>, mut core: MutexGuard<'_, Core>, now: Duration) -> bool {
-        let (ended, spent) = core.tickets.take_ended();
+    pub(super) fn release(self: &Arc<Self>, mut core: MutexGuard<'_, Core>, now: Duration) -> bool {
+        let Ended { operations, courses, spent } = core.tickets.take_ended();
         let active = !core.is_idle(now);
         // Under the core's lock, so that the driver's list and the flag change together.
         if active != core.active {
@@ -273,14 +294,19 @@ impl NamedSet {
             if active { self.driver.activate(Arc::clone(self) as _) } else { self.driver.retire(&**self) }
         }
         drop(core);
-        if ended > 0 {
-            self.driver.port().control.doings().end(self.global(), ended as u64);
+        if operations > 0 {
+            self.driver.port().control.doings().end(self.global(), operations as u64);
         }
-        self.driver.ended(ended);
+        self.driver.ended(operations + courses);
         // Tensors whose handles are gone: dropping them is user code.
         drop(spent);
-        ended > 0
+        operations + courses > 0
     }
+}
+
+/// Why a call is refused whose name is taken.
+pub(super) fn in_flight(name: &str) -> Error {
+    Error::argument(format!("'{name}' is already in flight on this rank; wait for it first, or use another name"))
 }
 
 impl Driven for NamedSet {

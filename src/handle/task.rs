@@ -1,8 +1,10 @@
 //! One operation of a communicator's queue: how it begins, and how it moves on.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::Uneven;
+use super::course::{self, Course, End, Next};
 use super::line::Line;
 use crate::engine::{Channel, Operation, Pieces, Receiving, Sending, Sizing, Step};
 use crate::error::Result;
@@ -34,6 +36,19 @@ pub(crate) trait Task: Send {
 
     /// What it is, in words, and the global ranks that it waits for.
     fn waits_for(&self, line: &Line) -> (String, Vec<u32>);
+
+    /// Of several steps: takes out what somebody must work out, outside the lock, before it moves on.
+    fn take_due(&mut self) -> Option<Box<Course>> {
+        None
+    }
+
+    /// Gives that back, with what follows.
+    fn resume(&mut self, _: Box<Course>, _: Next) {}
+
+    /// How it ended once it was ready, for itself alone; and whether this rank does not take a step that the others go on to.
+    fn outcome(&mut self) -> (Result<()>, bool) {
+        (Ok(()), false)
+    }
 }
 
 /// A collective: an operation of the channel, or two where blocks differ in size by rank.
@@ -94,6 +109,99 @@ impl Task for Collectively {
 
     fn waits_for(&self, line: &Line) -> (String, Vec<u32>) {
         (Channel::describe(&line.channel), line.channel.missing())
+    }
+}
+
+/// An operation of several steps, each of which is a collective.
+pub(super) struct Several {
+    state: State,
+    /// Keeps the memory of its step alive.
+    keep: Arc<dyn Send + Sync>,
+    /// Absent while a thread works out what follows.
+    course: Option<Box<Course>>,
+}
+
+enum State {
+    /// A step that has yet to begin.
+    Next(Collectively),
+    Step(Collectively),
+    /// A step has ended; what follows has to be worked out.
+    Between,
+    Over(End),
+}
+
+impl Several {
+    pub(super) fn new(course: Box<Course>, first: course::Step) -> Self {
+        let (first, keep) = first.ordered();
+        Self { state: State::Next(first), keep, course: Some(course) }
+    }
+}
+
+impl Task for Several {
+    fn begin(&mut self, _: &mut Line) -> Result<()> {
+        Ok(())
+    }
+
+    fn poll(&mut self, line: &mut Line) -> Result<Step> {
+        let (mut step, begins) = match std::mem::replace(&mut self.state, State::Between) {
+            State::Next(step) => (step, true),
+            State::Step(step) => (step, false),
+            State::Between => return Ok(Step::Pending),
+            State::Over(end) => {
+                self.state = State::Over(end);
+                return Ok(Step::Ready(()));
+            }
+        };
+        if begins {
+            step.begin(line)?;
+        }
+        let came_to = step.poll(line)?;
+        if came_to == Step::Ready(()) {
+            // What follows has to be worked out.
+            return Ok(Step::Progress);
+        }
+        self.state = State::Step(step);
+        Ok(if begins { Step::Progress } else { came_to })
+    }
+
+    fn expects_messages(&self, line: &Line) -> bool {
+        matches!(self.state, State::Step(_)) && line.channel.expects_messages()
+    }
+
+    fn stalled(&mut self, line: &mut Line, now: Instant) -> Result<()> {
+        if matches!(self.state, State::Step(_)) { line.channel.stalled(now) } else { Ok(()) }
+    }
+
+    fn waits_for(&self, line: &Line) -> (String, Vec<u32>) {
+        let team = line.channel.team();
+        match self.state {
+            State::Step(_) => (Channel::describe(&line.channel), line.channel.missing()),
+            // Nobody but this rank.
+            _ => ("what follows a step".to_owned(), vec![team.global(team.rank())]),
+        }
+    }
+
+    fn take_due(&mut self) -> Option<Box<Course>> {
+        self.course.take_if(|_| matches!(self.state, State::Between))
+    }
+
+    fn resume(&mut self, course: Box<Course>, next: Next) {
+        self.state = match next {
+            Next::Step(step) => {
+                let (step, keep) = step.ordered();
+                self.keep = keep;
+                State::Next(step)
+            }
+            Next::Over(end) => State::Over(end),
+        };
+        self.course = Some(course);
+    }
+
+    fn outcome(&mut self) -> (Result<()>, bool) {
+        match std::mem::replace(&mut self.state, State::Between) {
+            State::Over(End { result, declined }) => (result, declined.is_some()),
+            _ => (Ok(()), false),
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::course::Course;
+use super::courses::{CourseId, Courses, of_the_whole};
 use super::flight::Flight;
 use super::join::LastToJoin;
 use crate::coordinator::Ticket;
@@ -33,6 +35,15 @@ pub(crate) struct Entry {
     pub(crate) hold: Option<Arc<dyn Send + Sync>>,
     /// Where a join says who was the last.
     pub(crate) last: Option<Arc<LastToJoin>>,
+    /// Of which operation of several it is a step.
+    pub(crate) course: Option<CourseId>,
+}
+
+impl Entry {
+    /// Bytes that it reads.
+    pub(super) fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.input.len() as u64).sum()
+    }
 }
 
 /// Blocks of whole rows, as many as each rank likes.
@@ -107,11 +118,32 @@ pub(super) struct Tickets {
     born: Duration,
     places: Vec<Place>,
     free: Vec<u32>,
-    /// The names of the operations that have not ended. The coordinator knows them only until the ranks have agreed.
+    /// The names of the operations that have not ended. The coordinator knows them only until the ranks have agreed. Of an
+    /// operation of several steps, its own alone.
     names: HashSet<Arc<str>>,
+    /// The operations of several steps.
+    pub(super) courses: Courses,
     ended: usize,
+    /// Operations of several steps that have ended.
+    arrived: usize,
     /// What kept the memory of ended operations alive: dropped outside the set's lock, for that is user code.
-    spent: Vec<Arc<dyn Send + Sync>>,
+    spent: Spent,
+}
+
+/// What is to be dropped for operations that have ended.
+#[derive(Default)]
+pub(super) struct Spent {
+    holds: Vec<Arc<dyn Send + Sync>>,
+    courses: Vec<Course>,
+}
+
+/// What has ended since somebody last asked.
+pub(super) struct Ended {
+    /// Operations, and steps of operations.
+    pub(super) operations: usize,
+    /// Operations of several steps.
+    pub(super) courses: usize,
+    pub(super) spent: Spent,
 }
 
 #[derive(Debug, Default)]
@@ -122,7 +154,17 @@ struct Place {
 
 impl Tickets {
     pub(super) fn new(sink: Arc<dyn Sink>, born: Duration) -> Self {
-        Self { sink, born, places: Vec::new(), free: Vec::new(), names: HashSet::new(), ended: 0, spent: Vec::new() }
+        Self {
+            sink,
+            born,
+            places: Vec::new(),
+            free: Vec::new(),
+            names: HashSet::new(),
+            courses: Courses::default(),
+            ended: 0,
+            arrived: 0,
+            spent: Spent::default(),
+        }
     }
 
     /// Reports that an operation that is still in here reached a stage.
@@ -133,9 +175,14 @@ impl Tickets {
         }
     }
 
-    /// Takes an operation in, unless one of the same name has not ended.
+    /// Keeps a name for an operation of several steps, unless one of that name has not ended.
+    pub(super) fn reserve(&mut self, name: &Arc<str>) -> bool {
+        self.names.insert(Arc::clone(name))
+    }
+
+    /// Takes an operation in, unless one of the same name has not ended. A step is no other than its operation.
     pub(super) fn insert(&mut self, mut entry: Entry, begun: Begun<'_>, now: Duration) -> Option<Ticket> {
-        if !self.names.insert(Arc::clone(entry.flight.name())) {
+        if entry.course.is_none() && !self.reserve(entry.flight.name()) {
             return None;
         }
         entry.mark = self.sink.begun(&Begun { at: Some(self.born + now), ..begun });
@@ -182,18 +229,33 @@ impl Tickets {
             Err(_) => Stage::Failed,
         };
         self.sink.reached(entry.mark, stage, Some(self.born + now));
-        self.names.remove(entry.flight.name());
-        entry.flight.finish(result);
+        entry.flight.finish(result.clone());
         self.ended += 1;
-        self.spent.extend(entry.hold.take());
+        self.spent.holds.extend(entry.hold.take());
+        match (entry.course, result) {
+            (None, _) => drop(self.names.take(entry.flight.name())),
+            (Some(course), Ok(())) => self.courses.step_ended(course),
+            (Some(course), Err(error)) => self.end_course(course, Err(error)),
+        }
     }
 
-    /// How many operations have ended since this was last asked, and what is to be dropped for them.
-    pub(super) fn take_ended(&mut self) -> (usize, Vec<Arc<dyn Send + Sync>>) {
-        (std::mem::take(&mut self.ended), std::mem::take(&mut self.spent))
+    /// Ends an operation of several steps, unless it has ended. None of its steps is in flight.
+    pub(super) fn end_course(&mut self, id: CourseId, result: Result<()>) {
+        let Some((flight, course)) = self.courses.end(id) else { return };
+        self.names.remove(flight.name());
+        flight.finish(result.map_err(|error| of_the_whole(error, flight.name())));
+        self.arrived += 1;
+        self.spent.courses.extend(course.map(|course| *course));
+    }
+
+    /// What has ended since this was last asked.
+    pub(super) fn take_ended(&mut self) -> Ended {
+        let take = std::mem::take::<usize>;
+        let (operations, courses) = (take(&mut self.ended), take(&mut self.arrived));
+        Ended { operations, courses, spent: std::mem::take(&mut self.spent) }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.free.len() == self.places.len()
+        self.free.len() == self.places.len() && self.courses.is_empty()
     }
 }

@@ -47,6 +47,9 @@ pub(super) struct Wires {
     /// Something happened since the last `Tick`.
     dirty: bool,
     tick_at: Option<Duration>,
+    /// Frames handed to the ring so far: none while all that is submitted is cached.
+    #[cfg(test)]
+    pub(super) published: usize,
 }
 
 /// The channel between the leaders of a set's hosts.
@@ -119,6 +122,8 @@ impl Wires {
             bytes: Vec::new(),
             dirty: false,
             tick_at: None,
+            #[cfg(test)]
+            published: 0,
         }
     }
 
@@ -356,6 +361,10 @@ impl Wires {
             }
             published = true;
             self.dirty = true;
+            #[cfg(test)]
+            {
+                self.published += 1;
+            }
         }
         published
     }

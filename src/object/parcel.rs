@@ -23,14 +23,14 @@ impl Label {
     }
 
     /// The bytes of the object that do not travel with its label.
-    pub(crate) fn rest(object: &[u8]) -> &[u8] {
-        &object[object.len().min(HEAD)..]
+    #[cfg(test)]
+    fn rest(object: &[u8]) -> &[u8] {
+        &object[Self::rest_at(object)..]
     }
 
-    /// The same, to be sent in place.
-    pub(crate) fn rest_mut(object: &mut [u8]) -> &mut [u8] {
-        let head = object.len().min(HEAD);
-        &mut object[head..]
+    /// Where they begin.
+    pub(crate) fn rest_at(object: &[u8]) -> usize {
+        object.len().min(HEAD)
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -86,11 +86,15 @@ impl Parcel {
         fits
     }
 
-    /// Room for the bytes that are missing, to be filled where they lie.
-    pub(crate) fn rest_mut(&mut self) -> &mut [u8] {
-        let come = self.bytes.len();
+    /// Gives all bytes away, with room for those that are missing at their end, until [`put_back`](Self::put_back).
+    pub(crate) fn lend(&mut self) -> Vec<u8> {
         self.bytes.resize(self.len, 0);
-        &mut self.bytes[come..]
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Takes the bytes back, none of which is missing any more.
+    pub(crate) fn put_back(&mut self, bytes: Vec<u8>) {
+        self.bytes = bytes;
     }
 
     /// The object, once all of it has come.
@@ -133,7 +137,10 @@ mod tests {
                 assert_eq!(parcel.unpack::<String>().map(|text| text.len()), Ok(len));
             }
             let mut parcel = Parcel::open(&Label::new(&bytes).encode(), MUCH).expect("a label");
-            parcel.rest_mut().copy_from_slice(Label::rest(&bytes));
+            let (missing, mut room) = (parcel.missing(), parcel.lend());
+            assert_eq!(room.len() - missing, Label::rest_at(&bytes));
+            room[Label::rest_at(&bytes)..].copy_from_slice(&bytes[Label::rest_at(&bytes)..]);
+            parcel.put_back(room);
             assert_eq!(parcel.unpack::<String>().map(|text| text.len()), Ok(len));
         }
     }

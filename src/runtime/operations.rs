@@ -266,6 +266,21 @@ impl Kolo {
         self.world().allreduce_sparse(name, shape, indices, values, op)
     }
 
+    /// Begins to reduce a tensor of which each rank has some rows: [`ProcessSet::allreduce_sparse_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allreduce_sparse_async`].
+    pub fn allreduce_sparse_async<T: Reducible>(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        indices: &[u64],
+        values: &[T],
+        op: ReduceOp,
+    ) -> Result<Handle<Sparse<T>>> {
+        self.world().allreduce_sparse_async(name, shape, indices, values, op)
+    }
+
     /// Reduces several tensors under one name, all or none: [`ProcessSet::allreduce_group`] of all ranks.
     ///
     /// # Errors
@@ -363,6 +378,17 @@ impl Kolo {
         self.world().broadcast_object(name, object, root)
     }
 
+    /// Begins to copy the object `name` of rank `root` to all ranks: [`ProcessSet::broadcast_object_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::broadcast_object_async`].
+    pub fn broadcast_object_async<T>(&self, name: &str, object: Option<T>, root: usize) -> Result<Handle<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        self.world().broadcast_object_async(name, object, root)
+    }
+
     /// Gathers the object `name` of every rank on every rank: [`ProcessSet::allgather_object`] of all ranks.
     ///
     /// # Errors
@@ -372,6 +398,17 @@ impl Kolo {
         T: Serialize + DeserializeOwned,
     {
         self.world().allgather_object(name, object)
+    }
+
+    /// Begins to gather the object `name` of every rank: [`ProcessSet::allgather_object_async`] of all ranks.
+    ///
+    /// # Errors
+    /// As [`ProcessSet::allgather_object_async`].
+    pub fn allgather_object_async<T>(&self, name: &str, object: &T) -> Result<Handle<Vec<T>>>
+    where
+        T: Serialize + DeserializeOwned + 'static,
+    {
+        self.world().allgather_object_async(name, object)
     }
 
     /// Lends tensors to operations of all ranks that have all ended when it returns: [`ProcessSet::scope`].

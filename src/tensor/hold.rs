@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::{Piece, RawSlice, Tensor};
+use crate::error::Result;
 
 /// Keeps a tensor alive and in place for as long as an operation needs it.
 ///
@@ -38,6 +39,11 @@ impl<B> Hold<B> {
 pub(crate) trait GiveBack<B>: Send + Sync {
     /// The result, once. The caller has seen that the operation has ended well.
     fn take(&self) -> Option<B>;
+
+    /// The same where making the result of what has come may fail. May run user code.
+    fn read(&self) -> Option<Result<B>> {
+        self.take().map(Ok)
+    }
 
     /// What is left of a cancelled operation, if it is the user's own. The caller has seen that nothing touches it.
     fn cancelled(&self) -> Option<B>;

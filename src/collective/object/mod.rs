@@ -1,21 +1,25 @@
 //! Objects: values of any serde type, copied from one rank to all, or gathered from all.
 
+mod steps;
 #[cfg(all(test, not(kolo_loom)))]
 mod tests;
 
 use std::any::type_name;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::wire::{Named, Wire, damaged, meet, unreadable};
+use steps::{Brought, Terms, read};
+
+use super::wire::{Deferred, Wire, at_once};
 use crate::communicator::Communicator;
-use crate::config::Bytes;
-#[cfg(doc)]
-use crate::error::Error;
-use crate::error::Result;
-use crate::object::{Label, Parcel, encode};
+use crate::error::{Error, Result};
+use crate::handle::{Course, Handle};
+use crate::object::encode;
 use crate::process_set::ProcessSet;
+use crate::tensor::GiveBack;
 
 /// Bytes of an object that move at a time, of each rank: the ranks hold so much of them twice.
 const CHUNK: usize = 16 << 20;
@@ -34,8 +38,27 @@ impl Communicator {
     where
         T: Serialize + DeserializeOwned,
     {
-        let terms = Terms::new(self.config().object_bytes);
-        broadcast(self, terms, object, root)
+        let terms = self.terms();
+        broadcast_at_once(self, terms, object, root)
+    }
+
+    /// Begins to copy the object of rank `root` to every rank; the handle gives it. The object is written before this returns, and
+    /// read by [`Handle::wait`].
+    ///
+    /// # Collective
+    /// As [`broadcast_object`](Self::broadcast_object). Ranks may differ in whether they wait.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async). All others come from the handle: those of
+    /// [`broadcast_object`](Self::broadcast_object).
+    pub fn broadcast_object_async<T>(&mut self, object: Option<T>, root: usize) -> Result<Handle<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let (queue, terms) = (self.queue()?, self.terms());
+        let wire = Deferred::ordered(self, queue.next_title("broadcast_object"));
+        let (course, brought, own) = broadcast_course(wire, terms, object, root);
+        queue.embark("broadcast_object", course, Arc::new(One { own: Mutex::new(own), brought }))
     }
 
     /// Gathers an object of every rank, in rank order, on every rank.
@@ -61,8 +84,30 @@ impl Communicator {
     where
         T: Serialize + DeserializeOwned,
     {
-        let terms = Terms::new(self.config().object_bytes);
-        allgather(self, terms, object)
+        let terms = self.terms();
+        allgather_at_once(self, terms, object)
+    }
+
+    /// Begins to gather an object of every rank; the handle gives them in rank order. The object is written before this returns,
+    /// and the others are read by [`Handle::wait`].
+    ///
+    /// # Collective
+    /// As [`allgather_object`](Self::allgather_object). Ranks may differ in whether they wait.
+    ///
+    /// # Errors
+    /// As [`broadcast_object_async`](Self::broadcast_object_async).
+    pub fn allgather_object_async<T>(&mut self, object: &T) -> Result<Handle<Vec<T>>>
+    where
+        T: Serialize + DeserializeOwned + 'static,
+    {
+        let (queue, terms) = (self.queue()?, self.terms());
+        let wire = Deferred::ordered(self, queue.next_title("allgather_object"));
+        let (course, brought) = allgather_course(wire, terms, object);
+        queue.embark("allgather_object", course, All::new(brought))
+    }
+
+    fn terms(&self) -> Terms {
+        Terms { most: self.config().object_bytes, chunk: CHUNK }
     }
 }
 
@@ -109,7 +154,39 @@ impl ProcessSet {
         T: Serialize + DeserializeOwned,
     {
         let root = self.set.root(name, "broadcast an object from", root)? as usize;
-        broadcast(&mut Named { set: self, name }, self.terms(), object, root)
+        broadcast_by_name(self, name, self.terms(), object, root)
+    }
+
+    /// Begins to copy the object `name` of rank `root` to every rank of the set; the handle gives it.
+    ///
+    /// The object is written before this returns, and read by [`Handle::wait`], on the thread that waits. It moves while nobody
+    /// waits, in all its steps. A handle that is dropped, or cancelled, reads nothing; but the root gets its own object back from
+    /// [`Handle::cancel`].
+    ///
+    /// ```
+    /// # kolo::threads(2, |kolo| -> kolo::Result<()> {
+    /// let words = (kolo.rank() == 0).then(|| vec!["left".to_owned(), "right".to_owned()]);
+    /// let handle = kolo.broadcast_object_async("words", words, 0)?;
+    /// assert_eq!(handle.wait()?, ["left", "right"]);
+    /// # Ok(())
+    /// # })?.into_iter().collect::<kolo::Result<Vec<()>>>()?;
+    /// # Ok::<(), kolo::Error>(())
+    /// ```
+    ///
+    /// # Collective
+    /// As [`broadcast_object`](Self::broadcast_object). Ranks may differ in whether they wait. Once the ranks have met in the
+    /// first step, a cancel poisons the set. Until the handle's operation has ended, no other call may use the name.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async), and [`Error::Argument`] if `root` is not in the set. All others come from
+    /// the handle: those of [`broadcast_object`](Self::broadcast_object).
+    pub fn broadcast_object_async<T>(&self, name: &str, object: Option<T>, root: usize) -> Result<Handle<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let root = self.set.root(name, "broadcast an object from", root)? as usize;
+        let (course, brought, own) = broadcast_course(Deferred::named(self, name), self.terms(), object, root);
+        self.set.begin_course(name, course, Arc::new(One { own: Mutex::new(own), brought }))
     }
 
     /// Gathers the object `name` of every rank, in rank order, on every rank of the set.
@@ -133,100 +210,192 @@ impl ProcessSet {
     where
         T: Serialize + DeserializeOwned,
     {
-        allgather(&mut Named { set: self, name }, self.terms(), object)
+        allgather_by_name(self, name, self.terms(), object)
+    }
+
+    /// Begins to gather the object `name` of every rank; the handle gives them, in rank order.
+    ///
+    /// See [`broadcast_object_async`](Self::broadcast_object_async) for when objects are written and read.
+    ///
+    /// # Collective
+    /// As [`allgather_object`](Self::allgather_object), and as
+    /// [`broadcast_object_async`](Self::broadcast_object_async) where that is cancelled.
+    ///
+    /// # Errors
+    /// As [`allreduce_async`](Self::allreduce_async). All others come from the handle: those of
+    /// [`allgather_object`](Self::allgather_object).
+    pub fn allgather_object_async<T>(&self, name: &str, object: &T) -> Result<Handle<Vec<T>>>
+    where
+        T: Serialize + DeserializeOwned + 'static,
+    {
+        let (course, brought) = allgather_course(Deferred::named(self, name), self.terms(), object);
+        self.set.begin_course(name, course, All::new(brought))
     }
 
     fn terms(&self) -> Terms {
-        Terms::new(self.session.ground.job.config.object_bytes)
+        Terms { most: self.session.ground.job.config.object_bytes, chunk: CHUNK }
     }
 }
 
-/// What holds for every object, the same on every rank.
-#[derive(Clone, Copy)]
-struct Terms {
-    /// Bytes of the largest.
-    most: Bytes,
-    /// Bytes that move at a time.
-    chunk: usize,
-}
+/// What a broadcast is called, the bytes of this rank's object if it is the root, or what is wrong; and the object itself.
+type Packed<T> = (String, Result<Option<Vec<u8>>, String>, Option<T>);
 
-impl Terms {
-    fn new(most: Bytes) -> Self {
-        Self { most, chunk: CHUNK }
-    }
-}
-
-fn broadcast<W, T>(wire: &mut W, terms: Terms, object: Option<T>, root: usize) -> Result<T>
-where
-    W: Wire,
-    T: Serialize + DeserializeOwned,
-{
+/// Writes the root's object.
+fn pack<W: Wire, T: Serialize>(wire: &W, terms: Terms, object: Option<T>, root: usize) -> Packed<T> {
     let (me, ranks) = (wire.me(), wire.ranks());
     let from = if root < ranks { wire.global(root) as usize } else { root };
     let call = format!("broadcast_object of {} from rank {from}", type_name::<T>());
-    let packed = match object {
-        _ if root >= ranks => {
-            Err(format!("there is no rank {root} to broadcast from; the ranks are 0 to {}", ranks - 1))
-        }
-        _ if root != me => Ok(None),
-        None => Err("the root passes no object; pass Some there".to_owned()),
-        Some(object) => encode(&object, terms.most).map(|bytes| Some((bytes, object))),
-    };
-    let said = match &packed {
-        Ok(None) => Ok(Vec::new()),
-        Ok(Some((bytes, _))) => Ok(Label::new(bytes).encode()),
-        Err(reason) => Err(reason.clone()),
-    };
-    let labels = meet(wire, call, Some(root), said)?;
-    // A rank that has a reason not to go on did not come so far.
-    if let Ok(Some((mut bytes, object))) = packed {
-        for chunk in Label::rest_mut(&mut bytes).chunks_mut(terms.chunk) {
-            wire.spread(chunk, root)?;
-        }
-        return Ok(object);
+    if root >= ranks {
+        let reason = format!("there is no rank {root} to broadcast from; the ranks are 0 to {}", ranks - 1);
+        return (call, Err(reason), None);
     }
-    let label = labels.get(root).and_then(Option::as_deref).unwrap_or_default();
-    let mut parcel = open(wire, terms, label, root)?;
-    for chunk in parcel.rest_mut().chunks_mut(terms.chunk) {
-        wire.spread(chunk, root)?;
+    match object {
+        _ if root != me => (call, Ok(None), None),
+        None => (call, Err("the root passes no object; pass Some there".to_owned()), None),
+        Some(object) => (call, encode(&object, terms.most).map(Some), Some(object)),
     }
-    parcel.unpack().map_err(|reason| damaged(wire, root, &reason))
 }
 
-fn allgather<W, T>(wire: &mut W, terms: Terms, object: &T) -> Result<Vec<T>>
+/// A broadcast whose steps are done as they are asked for.
+fn broadcast_at_once<W, T>(wire: &mut W, terms: Terms, object: Option<T>, root: usize) -> Result<T>
 where
     W: Wire,
     T: Serialize + DeserializeOwned,
 {
-    let call = format!("allgather_object of {}", type_name::<T>());
-    let packed = encode(object, terms.most);
-    let said = packed.as_ref().map(|bytes| Label::new(bytes).encode()).map_err(Clone::clone);
-    let labels = meet(wire, call, None, said)?;
-    let mut parcels = Vec::with_capacity(labels.len());
-    for (rank, label) in labels.iter().enumerate() {
-        // A rank that has joined brings none.
-        parcels.push(label.as_deref().map(|label| open(wire, terms, label, rank)).transpose()?);
-    }
-    // A rank that could pack nothing did not come so far.
-    let mine = packed.unwrap_or_default();
-    let mut rest = Label::rest(&mine);
-    while parcels.iter().flatten().any(|parcel| parcel.missing() > 0) {
-        let (chunk, later) = rest.split_at(rest.len().min(terms.chunk));
-        rest = later;
-        let blocks = wire.gather(chunk)?;
-        for (rank, (block, parcel)) in blocks.iter().zip(&mut parcels).enumerate() {
-            if !parcel.as_mut().map_or(block.is_empty(), |parcel| parcel.add(block, terms.chunk)) {
-                let reason =
-                    format!("{} bytes came where others were due; every rank must run the same kolo", block.len());
-                return Err(unreadable(wire, rank, &reason));
-            }
-        }
-    }
-    let objects = parcels.into_iter().enumerate().filter_map(|(rank, parcel)| Some((rank, parcel?)));
-    objects.map(|(rank, parcel)| parcel.unpack().map_err(|reason| damaged(wire, rank, &reason))).collect()
+    let (call, packed, own) = pack(wire, terms, object, root);
+    let parcels = at_once(steps::broadcast(wire, terms, call, root, packed))?;
+    own.map_or_else(|| only(read(&wire.title(), parcels)), Ok)
 }
 
-/// A parcel for the object of `rank`, as its label says.
-fn open<W: Wire>(wire: &mut W, terms: Terms, label: &[u8], rank: usize) -> Result<Parcel> {
-    Parcel::open(label, terms.most).map_err(|reason| unreadable(wire, rank, &reason))
+/// A broadcast of a set, to its end.
+fn broadcast_by_name<T>(set: &ProcessSet, name: &str, terms: Terms, object: Option<T>, root: usize) -> Result<T>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let (course, brought, own) = broadcast_course(Deferred::named(set, name), terms, object, root);
+    set.set.run_course(name, course)?;
+    own.map_or_else(|| only(brought.read().unwrap_or_else(|| Ok(Vec::new()))), Ok)
+}
+
+/// A broadcast to come, where its object will be, and the object on the root.
+fn broadcast_course<T>(
+    mut wire: Deferred,
+    terms: Terms,
+    object: Option<T>,
+    root: usize,
+) -> (Box<Course>, Arc<Brought>, Option<T>)
+where
+    T: Serialize,
+{
+    let (call, packed, own) = pack(&wire, terms, object, root);
+    let (desk, brought) = (Arc::clone(&wire.desk), Brought::new(wire.title()));
+    let course = {
+        let brought = Arc::clone(&brought);
+        Course::new(desk, async move {
+            brought.put(steps::broadcast(&mut wire, terms, call, root, packed).await?);
+            Ok(())
+        })
+    };
+    (course, brought, own)
+}
+
+fn allgather_call<T>() -> String {
+    format!("allgather_object of {}", type_name::<T>())
+}
+
+/// An allgather whose steps are done as they are asked for.
+fn allgather_at_once<W, T>(wire: &mut W, terms: Terms, object: &T) -> Result<Vec<T>>
+where
+    W: Wire,
+    T: Serialize + DeserializeOwned,
+{
+    let parcels = at_once(steps::allgather(wire, terms, allgather_call::<T>(), encode(object, terms.most)))?;
+    read(&wire.title(), parcels)
+}
+
+/// An allgather of a set, to its end.
+fn allgather_by_name<T>(set: &ProcessSet, name: &str, terms: Terms, object: &T) -> Result<Vec<T>>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let (course, brought) = allgather_course(Deferred::named(set, name), terms, object);
+    set.set.run_course(name, course)?;
+    brought.read().unwrap_or_else(|| Ok(Vec::new()))
+}
+
+/// An allgather to come, and where its objects will be.
+fn allgather_course<T: Serialize>(mut wire: Deferred, terms: Terms, object: &T) -> (Box<Course>, Arc<Brought>) {
+    let packed = encode(object, terms.most);
+    let (desk, brought) = (Arc::clone(&wire.desk), Brought::new(wire.title()));
+    let course = {
+        let brought = Arc::clone(&brought);
+        Course::new(desk, async move {
+            brought.put(steps::allgather(&mut wire, terms, allgather_call::<T>(), packed).await?);
+            Ok(())
+        })
+    };
+    (course, brought)
+}
+
+/// The object of a broadcast, which brings one to all but the root.
+fn only<T>(objects: Result<Vec<T>>) -> Result<T> {
+    let lost = || Error::Poisoned("kolo lost an object; that is a bug, please report it".into());
+    objects?.pop().ok_or_else(lost)
+}
+
+/// The result of a broadcast in flight.
+struct One<T> {
+    /// The root's own, which it does not read.
+    own: Mutex<Option<T>>,
+    brought: Arc<Brought>,
+}
+
+impl<T> One<T> {
+    fn own(&self) -> Option<T> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl<T: DeserializeOwned + Send> GiveBack<T> for One<T> {
+    /// Of an operation that was cancelled when it had ended: what cannot be read is nobody's.
+    fn take(&self) -> Option<T> {
+        self.read().and_then(Result::ok)
+    }
+
+    fn read(&self) -> Option<Result<T>> {
+        match self.own() {
+            Some(object) => Some(Ok(object)),
+            None => self.brought.read().map(only),
+        }
+    }
+
+    fn cancelled(&self) -> Option<T> {
+        self.own()
+    }
+}
+
+/// The result of an allgather in flight.
+struct All<T> {
+    brought: Arc<Brought>,
+    of: PhantomData<fn() -> T>,
+}
+
+impl<T> All<T> {
+    fn new(brought: Arc<Brought>) -> Arc<Self> {
+        Arc::new(Self { brought, of: PhantomData })
+    }
+}
+
+impl<T: DeserializeOwned> GiveBack<Vec<T>> for All<T> {
+    fn take(&self) -> Option<Vec<T>> {
+        self.read().and_then(Result::ok)
+    }
+
+    fn read(&self) -> Option<Result<Vec<T>>> {
+        self.brought.read()
+    }
+
+    fn cancelled(&self) -> Option<Vec<T>> {
+        None
+    }
 }

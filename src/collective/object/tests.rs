@@ -1,15 +1,21 @@
 //! Objects over communicators and sets of ranks that are threads, with small chunks, and over a wire that damages them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::thread::ThreadId;
+use std::time::Duration;
 
 use serde::de::{Deserializer, Error as _};
 use serde::ser::{Error as _, Serializer};
 use serde::{Deserialize, Serialize};
 
+use super::super::wire::Wire;
 use super::*;
+use crate::config::Bytes;
 use crate::error::Error;
+use crate::handle::{Declined, Label, Waited};
 use crate::runtime::{Builder, Kolo};
-use crate::tensor::{Blocks, Element, ReduceOp, Reducible};
+use crate::tensor::{Blocks, Element, Lent, Part, ReduceOp};
 
 /// Small enough that a few kilobytes take many steps.
 const SMALL: Terms = Terms { most: Bytes::kib(64), chunk: 700 };
@@ -58,28 +64,199 @@ fn everywhere(sizes: impl IntoIterator<Item = usize>, program: impl Fn(&Kolo) ->
     }
 }
 
-fn objects_move<W: Wire>(wire: &mut W) -> Result<()> {
+/// A way to do operations on objects, which small chunks go.
+trait Form {
+    fn me(&self) -> usize;
+    fn ranks(&self) -> usize;
+    fn global(&self, rank: usize) -> u32;
+
+    fn broadcast<T>(&mut self, object: Option<T>, root: usize) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static;
+
+    fn allgather<T>(&mut self, object: &T) -> Result<Vec<T>>
+    where
+        T: Serialize + DeserializeOwned + 'static;
+}
+
+/// Every step when it is asked for.
+struct AtOnce<'a, W>(&'a mut W);
+
+/// By name, blocking.
+struct Named<'a>(&'a ProcessSet, &'a str);
+
+/// By name, and moved by whoever drives.
+struct Later<'a>(&'a ProcessSet, &'a str);
+
+/// By order, and moved by whoever drives.
+struct InTurn<'a>(&'a mut Communicator);
+
+impl<W: Wire> Form for AtOnce<'_, W> {
+    fn me(&self) -> usize {
+        self.0.me()
+    }
+
+    fn ranks(&self) -> usize {
+        self.0.ranks()
+    }
+
+    fn global(&self, rank: usize) -> u32 {
+        self.0.global(rank)
+    }
+
+    fn broadcast<T>(&mut self, object: Option<T>, root: usize) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        broadcast_at_once(self.0, SMALL, object, root)
+    }
+
+    fn allgather<T>(&mut self, object: &T) -> Result<Vec<T>>
+    where
+        T: Serialize + DeserializeOwned + 'static,
+    {
+        allgather_at_once(self.0, SMALL, object)
+    }
+}
+
+macro_rules! of_set {
+    ($form:ident, |$set:ident, $name:ident, $object:ident, $root:ident| $broadcast:expr, $allgather:expr) => {
+        impl Form for $form<'_> {
+            fn me(&self) -> usize {
+                self.0.rank()
+            }
+
+            fn ranks(&self) -> usize {
+                self.0.size()
+            }
+
+            fn global(&self, rank: usize) -> u32 {
+                self.0.set.team().global(rank)
+            }
+
+            fn broadcast<T>(&mut self, $object: Option<T>, $root: usize) -> Result<T>
+            where
+                T: Serialize + DeserializeOwned + Send + 'static,
+            {
+                let Self($set, $name) = *self;
+                $broadcast
+            }
+
+            fn allgather<T>(&mut self, $object: &T) -> Result<Vec<T>>
+            where
+                T: Serialize + DeserializeOwned + 'static,
+            {
+                let Self($set, $name) = *self;
+                $allgather
+            }
+        }
+    };
+}
+
+of_set!(
+    Named,
+    |set, name, object, root| broadcast_by_name(set, name, SMALL, object, root),
+    allgather_by_name(set, name, SMALL, object)
+);
+
+of_set!(
+    Later,
+    |set, name, object, root| begin_broadcast(set, name, object, root)?.wait(),
+    begin_allgather(set, name, object)?.wait()
+);
+
+fn begin_broadcast<T>(set: &ProcessSet, name: &str, object: Option<T>, root: usize) -> Result<Handle<T>>
+where
+    T: Serialize + DeserializeOwned + Send + 'static,
+{
+    let (course, brought, own) = broadcast_course(Deferred::named(set, name), SMALL, object, root);
+    set.set.begin_course(name, course, Arc::new(One { own: Mutex::new(own), brought }))
+}
+
+fn begin_allgather<T>(set: &ProcessSet, name: &str, object: &T) -> Result<Handle<Vec<T>>>
+where
+    T: Serialize + DeserializeOwned + 'static,
+{
+    let (course, brought) = allgather_course(Deferred::named(set, name), SMALL, object);
+    set.set.begin_course(name, course, All::new(brought))
+}
+
+impl Form for InTurn<'_> {
+    fn me(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn ranks(&self) -> usize {
+        self.0.size()
+    }
+
+    fn global(&self, rank: usize) -> u32 {
+        self.0.team().global(rank)
+    }
+
+    fn broadcast<T>(&mut self, object: Option<T>, root: usize) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let queue = self.0.queue()?;
+        let wire = Deferred::ordered(self.0, queue.next_title("broadcast_object"));
+        let (course, brought, own) = broadcast_course(wire, SMALL, object, root);
+        queue.embark("broadcast_object", course, Arc::new(One { own: Mutex::new(own), brought }))?.wait()
+    }
+
+    fn allgather<T>(&mut self, object: &T) -> Result<Vec<T>>
+    where
+        T: Serialize + DeserializeOwned + 'static,
+    {
+        let queue = self.0.queue()?;
+        let wire = Deferred::ordered(self.0, queue.next_title("allgather_object"));
+        let (course, brought) = allgather_course(wire, SMALL, object);
+        queue.embark("allgather_object", course, All::new(brought))?.wait()
+    }
+}
+
+/// The program in every form.
+fn in_every_form(kolo: &Kolo, mut program: impl Forms) -> Result<()> {
+    let mut world = kolo.communicator()?;
+    program.on(&mut AtOnce(&mut world))?;
+    program.on(&mut InTurn(&mut world))?;
+    program.on(&mut Named(kolo.world(), "object"))?;
+    program.on(&mut Later(kolo.world(), "object"))?;
+    program.on(&mut AtOnce(&mut world))
+}
+
+/// What is to be done in every form.
+trait Forms {
+    fn on<F: Form>(&mut self, form: &mut F) -> Result<()>;
+}
+
+struct Move;
+
+impl Forms for Move {
+    fn on<F: Form>(&mut self, form: &mut F) -> Result<()> {
+        objects_move(form)
+    }
+}
+
+fn objects_move<F: Form>(wire: &mut F) -> Result<()> {
     // Beside the label, in a chunk or two, in many.
     for scale in [0, 1, 30, 200] {
         let all: Vec<Report> = (0..wire.ranks()).map(|rank| report(rank, scale)).collect();
-        assert_eq!(allgather(wire, SMALL, &all[wire.me()])?, all);
+        assert_eq!(wire.allgather(&all[wire.me()])?, all);
         for (root, want) in all.iter().enumerate() {
             let mine = (wire.me() == root).then(|| want.clone());
-            assert_eq!(&broadcast(wire, SMALL, mine, root)?, want);
+            assert_eq!(&wire.broadcast(mine, root)?, want);
             // What the others pass does not matter.
-            assert_eq!(&broadcast(wire, SMALL, Some(all[wire.me()].clone()), root)?, want);
+            assert_eq!(&wire.broadcast(Some(all[wire.me()].clone()), root)?, want);
         }
     }
-    assert_eq!(allgather(wire, SMALL, &())?, vec![(); wire.ranks()]);
+    assert_eq!(wire.allgather(&())?, vec![(); wire.ranks()]);
     Ok(())
 }
 
 #[test]
 fn objects_reach_every_rank_whole_in_however_many_chunks() {
-    everywhere(1..=4, |kolo| {
-        objects_move(&mut kolo.communicator()?)?;
-        objects_move(&mut Named { set: kolo.world(), name: "object" })
-    });
+    everywhere(1..=4, |kolo| in_every_form(kolo, Move));
 }
 
 #[test]
@@ -132,19 +309,27 @@ fn refused<R: std::fmt::Debug>(outcome: Result<R>, odd: u32, is_odd: bool, words
     }
 }
 
-fn refusals<W: Wire>(wire: &mut W) -> Result<()> {
+struct Refuse;
+
+impl Forms for Refuse {
+    fn on<F: Form>(&mut self, form: &mut F) -> Result<()> {
+        refusals(form)
+    }
+}
+
+fn refusals<F: Form>(wire: &mut F) -> Result<()> {
     let (me, ranks) = (wire.me(), wire.ranks());
     for odd in 0..ranks {
         let (is_odd, who) = (me == odd, wire.global(odd));
         let large = vec![1_u8; if is_odd { SMALL.most.0 } else { 5000 }];
-        refused(allgather(wire, SMALL, &large), who, is_odd, "more than KOLO_OBJECT_BYTES (64KiB)");
-        refused(broadcast(wire, SMALL, Some(large), odd), who, is_odd, "has 65539 bytes");
+        refused(wire.allgather(&large), who, is_odd, "more than KOLO_OBJECT_BYTES (64KiB)");
+        refused(wire.broadcast(Some(large), odd), who, is_odd, "has 65539 bytes");
         let stubborn = Stubborn { writes: !is_odd };
-        refused(allgather(wire, SMALL, &stubborn), who, is_odd, "Stubborn cannot be serialised");
-        refused(broadcast(wire, SMALL, Some(stubborn), odd), who, is_odd, "Stubborn cannot be serialised");
-        refused(broadcast(wire, SMALL, None::<u8>, odd), who, is_odd, "passes no object");
+        refused(wire.allgather(&stubborn), who, is_odd, "Stubborn cannot be serialised");
+        refused(wire.broadcast(Some(stubborn), odd), who, is_odd, "Stubborn cannot be serialised");
+        refused(wire.broadcast(None::<u8>, odd), who, is_odd, "passes no object");
         // Everything goes on as if nothing had been.
-        assert_eq!(allgather(wire, SMALL, &me)?, (0..ranks).collect::<Vec<_>>());
+        assert_eq!(wire.allgather(&me)?, (0..ranks).collect::<Vec<_>>());
     }
     Ok(())
 }
@@ -152,8 +337,7 @@ fn refusals<W: Wire>(wire: &mut W) -> Result<()> {
 #[test]
 fn a_refused_object_is_an_error_on_every_rank_at_once() {
     everywhere(1..=3, |kolo| {
-        refusals(&mut kolo.communicator()?)?;
-        refusals(&mut Named { set: kolo.world(), name: "object" })?;
+        in_every_form(kolo, Refuse)?;
         // A root that is no rank, on one of them.
         let (mut world, size) = (kolo.communicator()?, kolo.size());
         let root = if kolo.rank() == 0 { size } else { 0 };
@@ -163,20 +347,28 @@ fn a_refused_object_is_an_error_on_every_rank_at_once() {
     });
 }
 
-fn disagreements<W: Wire>(wire: &mut W) -> Result<()> {
+struct Disagree;
+
+impl Forms for Disagree {
+    fn on<F: Form>(&mut self, form: &mut F) -> Result<()> {
+        disagreements(form)
+    }
+}
+
+fn disagreements<F: Form>(wire: &mut F) -> Result<()> {
     let (me, ranks) = (wire.me(), wire.ranks());
     for odd in 0..ranks {
         let outcomes = if me == odd {
             [
-                allgather(wire, SMALL, &1_u16).map(drop),
-                broadcast(wire, SMALL, Some(1_u8), (odd + 1) % ranks).map(drop),
-                allgather(wire, SMALL, &1_u8).map(drop),
+                wire.allgather(&1_u16).map(drop),
+                wire.broadcast(Some(1_u8), (odd + 1) % ranks).map(drop),
+                wire.allgather(&1_u8).map(drop),
             ]
         } else {
             [
-                allgather(wire, SMALL, &1_u8).map(drop),
-                broadcast(wire, SMALL, Some(1_u8), odd).map(drop),
-                broadcast(wire, SMALL, Some(1_u8), odd).map(drop),
+                wire.allgather(&1_u8).map(drop),
+                wire.broadcast(Some(1_u8), odd).map(drop),
+                wire.broadcast(Some(1_u8), odd).map(drop),
             ]
         };
         let who = |rank: usize| wire.global(rank);
@@ -197,16 +389,13 @@ fn disagreements<W: Wire>(wire: &mut W) -> Result<()> {
             assert_eq!(mismatch.views, (0..ranks).map(want).collect::<Vec<_>>());
         }
     }
-    assert_eq!(allgather(wire, SMALL, &me)?, (0..ranks).collect::<Vec<_>>());
+    assert_eq!(wire.allgather(&me)?, (0..ranks).collect::<Vec<_>>());
     Ok(())
 }
 
 #[test]
 fn ranks_that_call_different_things_are_told_so() {
-    everywhere(2..=3, |kolo| {
-        disagreements(&mut kolo.communicator()?)?;
-        disagreements(&mut Named { set: kolo.world(), name: "object" })
-    });
+    everywhere(2..=3, |kolo| in_every_form(kolo, Disagree));
 }
 
 #[test]
@@ -249,7 +438,9 @@ impl<W: Wire> Damaging<'_, W> {
 }
 
 impl<W: Wire> Wire for Damaging<'_, W> {
-    const JOINS: bool = W::JOINS;
+    fn joins(&self) -> bool {
+        self.wire.joins()
+    }
 
     fn me(&self) -> usize {
         self.wire.me()
@@ -267,8 +458,8 @@ impl<W: Wire> Wire for Damaging<'_, W> {
         self.wire.title()
     }
 
-    fn gather<T: Element>(&mut self, mine: &[T]) -> Result<Blocks<T>> {
-        let blocks = self.wire.gather(mine)?;
+    async fn gather<T: Element>(&mut self, label: Option<Label>, mine: Part) -> Result<Blocks<T>> {
+        let blocks = self.wire.gather(label, mine).await?;
         if !self.now() {
             return Ok(blocks);
         }
@@ -279,22 +470,20 @@ impl<W: Wire> Wire for Damaging<'_, W> {
         Ok(Blocks::new(data, counts))
     }
 
-    fn spread<T: Element>(&mut self, data: &mut [T], root: usize) -> Result<()> {
-        self.wire.spread(data, root)?;
-        if self.now() {
-            let at = data.len() / 2;
-            data[at] = T::zeroed();
-        }
-        Ok(())
+    async fn spread(&mut self, label: Label, data: Part, root: usize, all_know: bool) -> Result<()> {
+        let elsewhere = Lent::new(vec![0_u8; data.count()]);
+        // What comes goes elsewhere, and zeros stay.
+        let data = if self.now() { elsewhere.all() } else { data };
+        self.wire.spread(label, data, root, all_know).await
     }
 
     /// No object needs it.
-    fn combine<T: Reducible>(&mut self, data: &mut [T], op: ReduceOp) -> Result<()> {
-        self.wire.combine(data, op)
+    async fn combine(&mut self, label: Label, data: Part, op: ReduceOp, rows_of: Option<usize>) -> Result<()> {
+        self.wire.combine(label, data, op, rows_of).await
     }
 
-    fn decline(&mut self, error: Error) -> Error {
-        self.wire.decline(error)
+    fn decline(&mut self, next: Declined, error: Error) -> Error {
+        self.wire.decline(next, error)
     }
 }
 
@@ -319,10 +508,11 @@ fn damage_names_the_rank_it_came_from_and_nobody_waits() {
                     let after = (me == victim).then_some(step);
                     let mut wire = Damaging { wire: &mut world, after, of: culprit };
                     let outcome = if broadcasts {
-                        broadcast(&mut wire, SMALL, Some(object.clone()), culprit).map(|got| assert_eq!(got, object))
+                        broadcast_at_once(&mut wire, SMALL, Some(object.clone()), culprit)
+                            .map(|got| assert_eq!(got, object))
                     } else {
                         let check = |got| assert_eq!(got, vec![object.clone(); ranks]);
-                        allgather(&mut wire, SMALL, &object).map(check)
+                        allgather_at_once(&mut wire, SMALL, &object).map(check)
                     };
                     let what = format!("step {step} of rank {victim}, broadcast {broadcasts}, here {me}: {outcome:?}");
                     match outcome {
@@ -355,13 +545,134 @@ fn bytes_that_are_no_object_name_their_rank() {
             assert!(reason.contains("nothing of the kind"), "{reason}");
         };
         let mut world = kolo.communicator()?;
-        if kolo.rank() == 1 {
+        let by_name = if kolo.rank() == 1 {
             world.allgatherv(b"something else")?;
-            kolo.allgather("object", b"something else")?;
+            kolo.allgather("object", b"something else").map(drop)
         } else {
             foreign(world.allgather_object(&1_usize));
-            foreign(kolo.allgather_object("object", &1_usize));
-        }
+            kolo.allgather_object("object", &1_usize).map(drop)
+        };
+        // By name that is found before anything moves.
+        let Err(Error::Mismatch(mismatch)) = by_name else { panic!("not found: {by_name:?}") };
+        let views: Vec<&str> = mismatch.views.iter().map(|(_, view)| view.as_str()).collect();
+        assert!(
+            views[0] == "an operation on objects or sparse rows" && views[1].starts_with("allgather of u8"),
+            "{mismatch}"
+        );
+        let all = kolo.allgather_object("object", &kolo.rank())?;
+        assert_eq!(all, (0..kolo.size()).collect::<Vec<_>>());
         kolo.barrier()
+    });
+}
+
+/// Written and read by threads that the user chose, and by no other: not by whoever moves it on.
+#[derive(Debug)]
+struct Homesick {
+    /// Who may write, and read.
+    home: ThreadId,
+    filler: Vec<u8>,
+}
+
+thread_local! {
+    /// The thread that may read here, as far as a `Deserialize` can know.
+    static HOME: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Serialize for Homesick {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        assert_eq!(std::thread::current().id(), self.home, "written elsewhere");
+        self.filler.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Homesick {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        assert!(HOME.get(), "read by another than who waits");
+        Ok(Self { home: std::thread::current().id(), filler: Vec::deserialize(deserializer)? })
+    }
+}
+
+/// All steps are taken while this rank does not wait for anything, and no code of the user's runs meanwhile.
+#[test]
+fn objects_move_while_nobody_waits_and_are_read_by_who_does() {
+    everywhere(1..=3, |kolo| {
+        let (ranks, me) = (kolo.size(), kolo.rank());
+        let mut world = kolo.communicator()?;
+        let home = std::thread::current().id();
+        let object = |len: usize| Homesick { home, filler: vec![me as u8; len] };
+        for len in [3, 5000] {
+            let mut all =
+                vec![kolo.allgather_object_async("all", &object(len))?, world.allgather_object_async(&object(len))?];
+            let mut one = vec![begin_broadcast(kolo.world(), "one", (me == 0).then(|| object(len)), 0)?];
+            one.push(world.broadcast_object_async((me == 0).then(|| object(len)), 0)?);
+            all.push(begin_allgather(kolo.world(), "chunks", &object(len))?);
+            while !(all.iter().all(Handle::poll) && one.iter().all(Handle::poll)) {
+                std::thread::yield_now();
+            }
+            HOME.set(true);
+            for handle in all {
+                let came = handle.wait()?.into_iter().map(|object| object.filler);
+                assert!(came.eq((0..ranks).map(|rank| vec![rank as u8; len])));
+            }
+            for handle in one {
+                let Waited::Done(came) = handle.wait_timeout(Duration::ZERO)? else { panic!("it has ended") };
+                assert_eq!(came.filler, vec![0; len]);
+            }
+            HOME.set(false);
+            // Nobody reads what nobody asks for.
+            drop((kolo.allgather_object_async("dropped", &object(len))?, world.allgather_object_async(&object(len))?));
+            drop(begin_broadcast(kolo.world(), "chunks", (me == 0).then(|| object(len)), 0)?);
+            std::mem::forget(kolo.allgather_object_async("leaked", &object(len))?);
+            kolo.barrier()?;
+        }
+        world.barrier()
+    });
+}
+
+/// Whoever gives an object up: before the ranks have met it is withdrawn, and the root has its own again.
+#[test]
+fn an_object_that_is_given_up_comes_back_to_its_root() {
+    everywhere([2], |kolo| {
+        if kolo.rank() == 0 {
+            let handle = kolo.broadcast_object_async("object", Some(report(5, 9)), 0)?;
+            assert!(matches!(kolo.allgather_object("object", &1), Err(Error::Argument(_))), "the name is taken");
+            let Waited::Pending(handle) = handle.wait_timeout(Duration::from_millis(1))? else { panic!("alone") };
+            assert_eq!(handle.cancel(), Some(report(5, 9)));
+        }
+        kolo.barrier()?;
+        let mine = (kolo.rank() == 0).then(|| report(3, 9));
+        let handle = kolo.broadcast_object_async("object", mine, 0)?;
+        while !handle.poll() {
+            std::thread::yield_now();
+        }
+        // Too late to give it up: it has come.
+        assert_eq!(handle.cancel(), Some(report(3, 9)));
+        let handle = kolo.broadcast_object_async("object", Some(Stubborn { writes: true }), 0)?;
+        while !handle.poll() {
+            std::thread::yield_now();
+        }
+        assert_eq!(handle.cancel().is_some(), kolo.rank() == 0, "what cannot be read is nobody's");
+        kolo.barrier()
+    });
+}
+
+/// Small objects travel with what the ranks meet with, and those of one size in steps that are cached.
+#[test]
+fn objects_of_a_name_are_cached() {
+    everywhere(2..=3, |kolo| {
+        let published = || kolo.world().set.published();
+        kolo.allgather_object("object", &report(kolo.rank(), 50))?;
+        kolo.broadcast_object("other", Some(report(7, 90)), 0)?;
+        kolo.barrier()?;
+        let first = published();
+        for scale in [50, 3, 0, 70] {
+            kolo.allgather_object("object", &report(kolo.rank(), scale))?;
+            kolo.broadcast_object("other", Some(report(7, 90)), 0)?;
+            kolo.broadcast_object("other", Some(report(1, scale)), 0)?;
+        }
+        kolo.barrier()?;
+        assert!(first > 0 || kolo.size() == 1);
+        assert_eq!(published(), first, "full requests after the first time");
+        Ok(())
     });
 }

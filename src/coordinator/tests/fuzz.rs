@@ -3,10 +3,11 @@
 
 use xtask::fuzz::{Random, fuzz};
 
+use super::super::called::{MAX_NAME, MAX_STEP_NAME, step_name};
 use super::super::entry::{self, Group, Item, RunItem, Said};
 use super::super::frame::{self, Body, Target, View};
 use super::super::message::{self, Part};
-use super::super::request::{MAX_DIMS, MAX_NAME};
+use super::super::request::MAX_DIMS;
 use super::super::wire::{Put as _, Take};
 use super::*;
 use crate::coordinator::{Device, Group as Tensors, Kind, MAX_FRAME, Spec};
@@ -20,12 +21,13 @@ const SIZE: usize = 301;
 fn name(random: &mut Random) -> String {
     let mut name = random.text(1 + random.clone().below(20));
     name.push('n');
-    super::super::wire::cut(&name, MAX_NAME).to_owned()
+    let name = super::super::wire::cut(&name, MAX_NAME);
+    if random.once_in(4) { step_name(name, "its rows") } else { name.to_owned() }
 }
 
 fn request(random: &mut Random) -> Request {
     let (op, root) = (*random.of(&ReduceOp::ALL), random.number() as u32);
-    let kind = match random.below(8) {
+    let kind = match random.below(11) {
         0 => Kind::Allreduce { op },
         1 => Kind::Broadcast { root },
         2 => Kind::Reduce { op, root },
@@ -33,7 +35,10 @@ fn request(random: &mut Random) -> Request {
         4 => Kind::Move(Move::Allgather),
         5 => Kind::Move(Move::Gather { root: root as usize }),
         6 => Kind::Move(Move::Scatter { root: root as usize }),
-        _ => Kind::Move(Move::AllToAll),
+        7 => Kind::Move(Move::AllToAll),
+        8 => Kind::Meet,
+        9 => Kind::AllreduceRows { op },
+        _ => Kind::BroadcastRows { root },
     };
     let mut scale = || if random.once_in(3) { f64::from_bits(random.any()) } else { 1.0 };
     let (prescale, postscale) = (scale(), scale());
@@ -130,7 +135,7 @@ fn fuzz_frames() {
         let mut again = Vec::new();
         match read.body {
             Body::Submission { name, view: View::Request(view) } => {
-                assert!(!name.is_empty() && name.len() <= MAX_NAME);
+                assert!(!name.is_empty() && name.len() <= MAX_STEP_NAME);
                 let request = Request::take_view(name, &mut Take::new(view)).expect("what is checked can be read");
                 frame::put_request(&mut again, read.as_of, &request);
             }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::coordinator::sim::Random;
-use crate::coordinator::{frame, request};
+use crate::coordinator::{called, frame};
 
 /// Real traffic, to be damaged.
 struct Traffic {
@@ -121,7 +121,7 @@ fn random_bytes_are_no_frames_that_could_not_be_published() {
     for _ in 0..20_000 {
         let bytes: Vec<u8> = (0..random.below(40)).map(|_| (random.any() % 5) as u8).collect();
         if let Some(frame::Frame { body: frame::Body::Submission { name, .. }, .. }) = frame::parse(&bytes) {
-            assert!(!name.is_empty() && name.len() <= request::MAX_NAME);
+            assert!(!name.is_empty() && name.len() <= called::MAX_STEP_NAME);
         }
         Request::decode(&bytes);
     }

@@ -117,6 +117,9 @@ fn a_joined_root_cannot_answer() {
         let mut scattered = with_kind("scattered group", Kind::ReduceScatter { op: ReduceOp::Sum });
         scattered.group = Some(Group::of(&[vec![2], vec![1]]));
         requests.push(scattered);
+        // It does not know how many rows there are.
+        requests.push(with_kind("rows", Kind::AllreduceRows { op: ReduceOp::Sum }));
+        requests.push(with_kind("some bytes", Kind::BroadcastRows { root: 0 }));
         for (ticket, request) in requests.iter().enumerate() {
             for rank in (0..net.size()).filter(|rank| *rank != 1) {
                 net.submit(rank, 1 + ticket as u64, request);
@@ -124,7 +127,7 @@ fn a_joined_root_cannot_answer() {
             net.settle();
         }
         for rank in (0..net.size()).filter(|rank| *rank != 1) {
-            assert_eq!(net.failed[rank].len(), 5, "{layout:?}: {:?}", net.failures(rank));
+            assert_eq!(net.failed[rank].len(), 7, "{layout:?}: {:?}", net.failures(rank));
             let global = net.ranks[0].topology.global[1];
             for (_, text) in net.failures(rank) {
                 assert!(

@@ -1,5 +1,6 @@
 //! Operations in flight over the shipping code: random programs from seeds, and single scenarios.
 
+mod courses;
 mod data;
 mod queue;
 mod scenarios;

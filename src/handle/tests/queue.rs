@@ -14,8 +14,8 @@ use crate::tensor::{DType, Hold, Piece, ReduceOp, Tensor};
 use crate::transport::sim::Network;
 use crate::transport::{Link, Stamp};
 
-struct Ranks {
-    queues: Vec<Arc<Queue>>,
+pub(super) struct Ranks {
+    pub(super) queues: Vec<Arc<Queue>>,
     time: Duration,
 }
 
@@ -45,7 +45,7 @@ impl Drop for Counted {
 }
 
 impl Ranks {
-    fn new(hosts: &[usize], seed: u64) -> Self {
+    pub(super) fn new(hosts: &[usize], seed: u64) -> Self {
         let shape = Shape { hosts: hosts.to_vec(), seed, ..Shape::one_host(1) };
         let ranks: usize = hosts.iter().sum();
         let network = Network::seeded(ranks, seed);
@@ -83,11 +83,11 @@ impl Ranks {
             .expect("submitted")
     }
 
-    fn ones(&self, rank: usize, count: usize) -> Handle<Vec<f32>> {
+    pub(super) fn ones(&self, rank: usize, count: usize) -> Handle<Vec<f32>> {
         self.submit(rank, vec![1.0; count]).expect("submitted")
     }
 
-    fn poll(&mut self, rank: usize) {
+    pub(super) fn poll(&mut self, rank: usize) {
         self.step(rank);
     }
 
@@ -98,7 +98,7 @@ impl Ranks {
     }
 
     /// Polls everyone, in turn, until `over`.
-    fn until(&mut self, over: impl Fn() -> bool) {
+    pub(super) fn until(&mut self, over: impl Fn() -> bool) {
         for turn in 0.. {
             if over() {
                 return;
@@ -108,7 +108,7 @@ impl Ranks {
         }
     }
 
-    fn busy(&self) -> usize {
+    pub(super) fn busy(&self) -> usize {
         self.queues.iter().map(|queue| queue.driver().busy()).sum()
     }
 }

@@ -14,29 +14,29 @@ use crate::tensor::ReduceOp;
 
 const SUM: Kind = Kind::Allreduce { op: ReduceOp::Sum };
 
-struct Ranks {
-    sets: Vec<Arc<NamedSet>>,
+pub(super) struct Ranks {
+    pub(super) sets: Vec<Arc<NamedSet>>,
     time: Duration,
 }
 
 impl Ranks {
-    fn new(hosts: &[usize], params: &Params) -> Self {
+    pub(super) fn new(hosts: &[usize], params: &Params) -> Self {
         let shape = Shape { hosts: hosts.to_vec(), ..Shape::one_host(1) };
         Self { sets: sets(&shape, params), time: Duration::ZERO }
     }
 
-    fn begin(&self, rank: usize, name: &str, options: Options) -> Handle<Vec<f32>> {
+    pub(super) fn begin(&self, rank: usize, name: &str, options: Options) -> Handle<Vec<f32>> {
         self.sets[rank].owned(name, SUM, vec![1.0; 3], options).expect("submitted")
     }
 
-    fn poll(&mut self, rank: usize) {
+    pub(super) fn poll(&mut self, rank: usize) {
         self.time += Duration::from_micros(10);
         self.sets[rank].driver.set_time(self.time);
         self.sets[rank].try_poll(self.time).expect("no other thread");
     }
 
     /// Polls everyone, in turn, until `over`.
-    fn until(&mut self, over: impl Fn(&Self) -> bool) {
+    pub(super) fn until(&mut self, over: impl Fn(&Self) -> bool) {
         for turn in 0.. {
             if over(self) {
                 return;
@@ -46,7 +46,7 @@ impl Ranks {
         }
     }
 
-    fn sleep(&mut self, time: Duration) {
+    pub(super) fn sleep(&mut self, time: Duration) {
         self.time += time;
     }
 }

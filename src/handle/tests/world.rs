@@ -257,7 +257,7 @@ fn begin_moves(set: &Arc<NamedSet>, name: &str, plan: &Plan, values: Vec<f32>) -
 fn ticket<B>(handle: &Handle<B>) -> Ticket {
     match handle.way {
         Way::Named(_, ticket) => ticket,
-        Way::Ordered(_) => panic!("a named operation"),
+        Way::Course(..) | Way::Ordered(_) => panic!("a named operation of one step"),
     }
 }
 
