@@ -19,6 +19,8 @@ mod allreduce;
 mod alltoall;
 #[path = "conformance/barrier.rs"]
 mod barrier;
+#[path = "conformance/batch.rs"]
+mod batch;
 #[path = "conformance/bench.rs"]
 mod bench;
 #[path = "conformance/broadcast.rs"]
@@ -31,6 +33,8 @@ mod group;
 mod join;
 #[path = "conformance/memory.rs"]
 mod memory;
+#[path = "conformance/object.rs"]
+mod object;
 #[path = "conformance/place.rs"]
 mod place;
 #[path = "conformance/point_to_point.rs"]
@@ -47,6 +51,8 @@ mod sample;
 mod scatter;
 #[path = "conformance/self_check.rs"]
 mod self_check;
+#[path = "conformance/sparse.rs"]
+mod sparse;
 #[path = "conformance/tally.rs"]
 mod tally;
 #[path = "conformance/value.rs"]
@@ -220,6 +226,9 @@ fn operations(bench: &mut Bench<'_>, team: &mut Team) -> Result<()> {
     each_number!(reduce_scatter, bench, team);
     each_value!(alltoall, bench, team);
     each_value!(point_to_point, bench, team);
+    each_value!(batch, bench, team);
+    each_number!(sparse, bench, team);
+    object::run(bench, team)?;
     each_number!(join, bench, team);
     barrier::run(bench, team)
 }

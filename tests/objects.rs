@@ -45,6 +45,21 @@ fn objects_move(kolo: &Kolo) -> Result<usize> {
         let all: Vec<Checkpoint> = (0..ranks).map(|rank| checkpoint(rank, weights / ranks)).collect();
         assert!(kolo.allgather_object("checkpoint", &all[me])? == all, "{weights} weights");
         assert!(world.allgather_object(&all[me])? == all, "{weights} weights");
+        // All of them under way at once, and nobody waits before all have begun.
+        let by_name = kolo.allgather_object_async("checkpoints", &all[me])?;
+        let in_order = world.allgather_object_async(&all[me])?;
+        let mut from = Vec::new();
+        for (root, want) in all.iter().enumerate() {
+            let mine = (me == root).then(|| want.clone());
+            from.push((root, kolo.broadcast_object_async(&format!("of {root}"), mine.clone(), root)?));
+            from.push((root, world.broadcast_object_async(mine, root)?));
+        }
+        for (root, handle) in from.into_iter().rev() {
+            assert!(handle.wait()? == all[root], "{weights} weights of {root}, async");
+            cases += 1;
+        }
+        assert!(in_order.wait()? == all && by_name.wait()? == all, "{weights} weights, async");
+        cases += 2;
         for (root, want) in all.iter().enumerate() {
             let mine = (me == root).then(|| want.clone());
             assert!(&kolo.broadcast_object("checkpoint", mine.clone(), root)? == want, "{weights} weights of {root}");
@@ -98,6 +113,13 @@ mpi_test!(
             check_refusal(kolo, odd, world.broadcast_object(Some(object), odd), words);
             check_refusal(kolo, odd, kolo.broadcast_object("none", None::<u8>, odd), "passes no object");
             check_refusal(kolo, odd, world.broadcast_object(None::<u8>, odd), "passes no object");
+            let none = kolo.broadcast_object_async("none", None::<u8>, odd)?;
+            let none_in_order = world.broadcast_object_async(None::<u8>, odd)?;
+            let large = "x".repeat(if kolo.rank() == odd { 2 << 20 } else { 9 });
+            let too_large = kolo.allgather_object_async("large", &large)?;
+            check_refusal(kolo, odd, none_in_order.wait(), "passes no object");
+            check_refusal(kolo, odd, too_large.wait(), words);
+            check_refusal(kolo, odd, none.wait(), "passes no object");
             if ranks > 1 {
                 // One rank has another type.
                 let outcome = if kolo.rank() == odd {

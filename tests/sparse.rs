@@ -70,6 +70,9 @@ fn steps(kolo: &Kolo, left: &[usize]) -> Result<[usize; 2]> {
         let sums = expected(left, step, rows, width);
         let got = kolo.allreduce_sparse("rows", [rows, width], &indices, &values, ReduceOp::Sum)?;
         check(&got, &sums, rows, width, |sum| sum);
+        let handle = kolo.allreduce_sparse_async("more rows", [rows, width], &indices, &values, ReduceOp::Sum)?;
+        assert_eq!(kolo.allreduce_sparse("rows", [rows, width], &indices, &values, ReduceOp::Sum)?, got);
+        assert_eq!(handle.wait()?, got);
         seen[usize::from(matches!(got, Sparse::Dense(_)))] += 1;
         // Halves of small integers are exact in f16 and in steps.
         let floats: Vec<f16> = values.iter().map(|value| f16::from_f64(*value as f64)).collect();
@@ -78,6 +81,8 @@ fn steps(kolo: &Kolo, left: &[usize]) -> Result<[usize; 2]> {
         check(&got, &sums, rows, width, mean);
         if let Some(comm) = &mut comm {
             let floats: Vec<f32> = values.iter().map(|value| *value as f32).collect();
+            let handle = comm.allreduce_sparse_async([rows, width], &indices, &floats, ReduceOp::Sum)?;
+            check(&handle.wait()?, &sums, rows, width, |sum| sum as f32);
             check(
                 &comm.allreduce_sparse([rows, width], &indices, &floats, ReduceOp::Sum)?,
                 &sums,
@@ -117,6 +122,9 @@ mpi_test!(what_a_rank_gets_wrong_all_hear_of, np = [2, 4], hosts = ["3,1"], |kol
         };
         told(kolo.allreduce_sparse("x", [10, 1], &[index], &[1.0], ReduceOp::Sum), "the index 10 at place 0");
         told(comm.allreduce_sparse([10, 1], &[index], &[1.0], ReduceOp::Sum), "the index 10 at place 0");
+        let handle = kolo.allreduce_sparse_async("x", [10, 1], &[index], &[1.0], ReduceOp::Sum)?;
+        told(comm.allreduce_sparse_async([10, 1], &[index], &[1.0], ReduceOp::Sum)?.wait(), "the index 10 at place 0");
+        told(handle.wait(), "the index 10 at place 0");
         let op = if mine { ReduceOp::Max } else { ReduceOp::Sum };
         told(kolo.allreduce_sparse("x", [10, 1], &[3], &[1.0], op), "use sum or average");
         let width = if mine { 2 } else { 1 };

@@ -73,6 +73,8 @@ fn usual(operation: &str) -> u64 {
         "reduce" | "reduce_scatter" => 40,
         // They have few forms, and forms are few cases.
         "grouped_allgather" | "grouped_reduce_scatter" => 2,
+        "broadcast_object" | "allgather_object" => 4,
+        "sparse_allreduce" => 100,
         "barrier" => 1,
         _ => 20,
     }
