@@ -15,6 +15,10 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=shim");
+    // Clippy has build scripts of its own run again, and looks at Rust alone.
+    if env::var("RUSTC_WORKSPACE_WRAPPER").is_ok_and(|wrapper| wrapper.contains("clippy")) {
+        return;
+    }
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libcuda.so.1");
     // cudarc closes what it opens, to see whether it is there. Threads must not lose their code.
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");

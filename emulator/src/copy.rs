@@ -68,7 +68,7 @@ fn fill(handle: usize, to: u64, value: u32, width: usize, count: usize, wait: bo
         return Ok(());
     }
     let bytes = width.checked_mul(count).ok_or(codes::INVALID_VALUE)?;
-    if to % width != 0 || memory::find(to, bytes).is_none() {
+    if !to.is_multiple_of(width) || memory::find(to, bytes).is_none() {
         return Err(codes::INVALID_VALUE);
     }
     let stream = stream::of(handle)?;

@@ -105,7 +105,8 @@ impl<T> Out<T> {
         Ok(())
     }
 
-    pub(crate) fn is_null(self) -> bool {
+    /// Whether the caller wants no result.
+    pub(crate) fn is_null(&self) -> bool {
         self.0.is_null()
     }
 

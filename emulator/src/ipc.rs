@@ -4,7 +4,6 @@
 //! lies in a file system, and nothing is left when a process is killed: what the importer has mapped stays mapped, and what
 //! it has not opened by then cannot be opened any more.
 
-use std::collections::HashMap;
 use std::ffi::c_uint;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -78,24 +77,28 @@ impl Handle {
     }
 }
 
-/// Memory that is open here: how often, and where, by exporter and inode. A second open gives the same address.
-static OPEN: Mutex<Option<HashMap<(u32, u64), (usize, usize)>>> = Mutex::new(None);
+/// Memory that is open here. A second open gives the same address.
+static OPEN: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
 
-fn opened() -> MutexGuard<'static, Option<HashMap<(u32, u64), (usize, usize)>>> {
+struct Opened {
+    process: u32,
+    inode: u64,
+    base: usize,
+    count: usize,
+}
+
+fn opened() -> MutexGuard<'static, Vec<Opened>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Counts one opening less; says whether it was the last.
 fn close(address: usize) -> Result<bool> {
     let mut opened = opened();
-    let opened = opened.get_or_insert_default();
-    let known = opened.iter_mut().find(|(_, (base, _))| *base == address);
-    let (key, (_, count)) = known.ok_or(codes::INVALID_VALUE)?;
-    let key = *key;
-    *count -= 1;
-    let last = *count == 0;
+    let at = opened.iter().position(|open| open.base == address).ok_or(codes::INVALID_VALUE)?;
+    opened[at].count -= 1;
+    let last = opened[at].count == 0;
     if last {
-        opened.remove(&key);
+        opened.swap_remove(at);
     }
     Ok(last)
 }
@@ -195,17 +198,16 @@ api! {
             return Err(codes::INVALID_VALUE);
         }
         let mut opened = opened();
-        let opened = opened.get_or_insert_default();
-        let key = (handle.process, handle.inode);
-        if let Some((base, count)) = opened.get_mut(&key) {
-            *count += 1;
-            return address.set(*base as u64);
+        let known = opened.iter_mut().find(|open| (open.process, open.inode) == (handle.process, handle.inode));
+        if let Some(open) = known {
+            open.count += 1;
+            return address.set(open.base as u64);
         }
         let pages = handle.open(MEMORY)?;
         let kind = Kind::Imported(context.ordinal);
         let bytes = handle.bytes as usize;
         let base = memory::add(Allocation { base: pages.base(), bytes, kind, flags, pages: Some(pages) }).base;
-        opened.insert(key, (base, 1));
+        opened.push(Opened { process: handle.process, inode: handle.inode, base, count: 1 });
         address.set(base as u64)
     }
 

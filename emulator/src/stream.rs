@@ -135,10 +135,10 @@ impl Stream {
             for other in others.filter(|other| other.flags & NON_BLOCKING == 0 && other.handle != self.handle) {
                 self.wait_on(&other)?;
             }
-        } else if self.flags & NON_BLOCKING == 0 {
-            if let Some(legacy) = self.context.legacy_if_used() {
-                self.wait_on(&legacy)?;
-            }
+        } else if self.flags & NON_BLOCKING == 0
+            && let Some(legacy) = self.context.legacy_if_used()
+        {
+            self.wait_on(&legacy)?;
         }
         self.push(work)
     }
@@ -317,7 +317,7 @@ api! {
 
     /// Queues the write of a word.
     fn cuStreamWriteValue32_v2(handle: usize, address: u64, value: u32, flags: c_uint) at Context |_| {
-        if address % 4 != 0 || flags & !1 != 0 {
+        if !address.is_multiple_of(4) || flags & !1 != 0 {
             return Err(codes::INVALID_VALUE);
         }
         graph::submit(&of(handle)?, Work::WriteValue { address: address as usize, value })
@@ -325,7 +325,7 @@ api! {
 
     /// Makes the stream wait until a word is at least, is, or has bits of, a value.
     fn cuStreamWaitValue32_v2(handle: usize, address: u64, value: u32, flags: c_uint) at Context |_| {
-        if address % 4 != 0 || flags > 3 {
+        if !address.is_multiple_of(4) || flags > 3 {
             return Err(codes::INVALID_VALUE);
         }
         graph::submit(&of(handle)?, Work::WaitValue { address: address as usize, value, flags })

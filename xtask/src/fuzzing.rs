@@ -8,7 +8,7 @@ use xtask::fuzz::SECONDS;
 use xtask::process::{self, Echo};
 
 use crate::setup;
-use crate::workspace::{cargo, typed};
+use crate::workspace::{WORKSPACE, cargo, typed};
 
 /// What the names of fuzzing tests begin with.
 const PREFIX: &str = "fuzz_";
@@ -32,7 +32,7 @@ pub(crate) fn task(words: &[String]) -> Result<ExitCode> {
 
 /// Runs all fuzzing tests for `seconds` in all; returns the numbers of cases and of tests.
 pub(crate) fn run(seconds: u64, limit: Duration) -> Result<(u64, u64)> {
-    let words = ["test", "--quiet", "--workspace", "--lib", "--bins", PREFIX, "--", "--test-threads=1"];
+    let words = [&["test", "--quiet", "--lib", "--bins"], WORKSPACE, &[PREFIX, "--", "--test-threads=1"]].concat();
     let mut list = cargo(&words);
     list.arg("--list");
     let listed = process::run(&mut list, limit, Echo::Quiet).with_context(|| format!("cannot run {}", typed(&list)))?;

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod demo;
+mod emulator;
 mod fuzzing;
 mod ptx;
 mod setup;
@@ -33,6 +34,9 @@ cargo xtask conformance [--seed S] [--share N] [--all] [--only WORDS]
     --share N     one in N of the usual cases (3 if not given)
     --all         all cases, also those that usually leave it to others like them: most of an hour
     --only WORDS  only cases whose key holds these words: a case that fails prints its key
+
+cargo xtask emulator
+    Builds the CUDA driver on host memory, for programs on machines without a GPU, and prints how they find it.
 
 cargo xtask faults [--rounds N] [--seed S] [--round R]
     Breaks N jobs of 4 ranks (200 if not given), each in one way at a random moment, and judges how they take it: on one
@@ -69,6 +73,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         Some((task, rest)) if task == "conformance" => conformance::task(rest),
         Some((task, rest)) if task == "demo" => demo::run(rest),
         Some((task, rest)) if task == "test" => suites::run(rest),
+        Some((task, rest)) if task == "emulator" => emulator::task(rest),
         Some((task, rest)) if task == "faults" => faults(rest),
         Some((task, rest)) if task == "fuzz" => fuzzing::task(rest),
         Some((task, rest)) if task == "ptx" => ptx::task(rest),

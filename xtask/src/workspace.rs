@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::emulator;
+
 /// The root of the repository.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ stands in the repository")
@@ -12,6 +14,10 @@ pub(crate) fn root() -> &'static Path {
 pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |path| root().join(path))
 }
+
+/// The packages that are built and tested together. The emulator is not among them: it takes a compiler of C++ and most of a
+/// minute, and nothing but its own suite and the tests on it need it.
+pub(crate) const WORKSPACE: &[&str] = &["--workspace", "--exclude", emulator::PACKAGE];
 
 /// `cargo WORDS..`, in the root of the repository.
 pub(crate) fn cargo(words: &[&str]) -> Command {

@@ -227,7 +227,7 @@ two_processes!(a_wait_for_a_killed_process_ends,
     second: |link| {
         let (context, stream) = gpu();
         let event = shared_event(&context);
-        unsafe extern "C" fn for_ever(_: *mut std::ffi::c_void) {
+        extern "C" fn for_ever(_: *mut std::ffi::c_void) {
             loop {
                 std::thread::park();
             }

@@ -134,7 +134,7 @@ case!(pageable_memory_is_taken_at_the_call, env = [("KOLO_EMULATOR_DELAYS", "cop
     // SAFETY: written below, before it is read.
     let mut pinned = unsafe { context.alloc_pinned_with_flags::<u32>(4, PORTABLE).unwrap() };
     pinned.as_mut_slice().unwrap().fill(1);
-    let mut pageable = vec![1_u32; 4];
+    let mut pageable = [1_u32; 4];
     // SAFETY: two raw allocations, freed below. The pinned bytes are changed while a copy is queued: what is read then is
     // what this case is about.
     unsafe {

@@ -17,7 +17,7 @@ struct Gate {
 
 impl Gate {
     fn on(stream: &CudaStream) -> Self {
-        unsafe extern "C" fn wait(data: *mut c_void) {
+        extern "C" fn wait(data: *mut c_void) {
             // SAFETY: the gate keeps the receiver where it is, and lives until its stream has been drained.
             let wait = unsafe { &*data.cast::<mpsc::Receiver<()>>() };
             wait.recv_timeout(Duration::from_secs(30)).expect("somebody opens the gate");
@@ -159,7 +159,7 @@ case!(each_thread_has_a_stream_of_its_own, || {
 
 case!(host_functions_run_in_order_and_may_not_call, || {
     static SEEN: AtomicU32 = AtomicU32::new(0);
-    unsafe extern "C" fn note(data: *mut c_void) {
+    extern "C" fn note(data: *mut c_void) {
         let before = SEEN.load(Ordering::Relaxed);
         // SAFETY: a call that is refused.
         let refused = unsafe { sys::cuCtxSynchronize() };

@@ -11,7 +11,7 @@ mod sources;
 pub(crate) mod wheels;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -43,6 +43,22 @@ fn prebuilt(name: &str) -> PathBuf {
     root().join("kernels/prebuilt").join(name).with_extension("ptx")
 }
 
+/// Where the PTX of a unit of the emulator's tests stands.
+fn beside_tests(name: &str) -> PathBuf {
+    root().join("emulator/tests/kernels").join(name).with_extension("ptx")
+}
+
+/// PTX, and where it stands.
+struct Compiled {
+    path: PathBuf,
+    ptx: String,
+}
+
+/// A path as one would type it in the root of the repository.
+fn shown(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap_or(path).display().to_string()
+}
+
 fn write() -> Result<()> {
     setup::ensure_pip()?;
     let sources = Sources::read()?;
@@ -50,11 +66,10 @@ fn write() -> Result<()> {
     for stale in leftovers(&sources)? {
         fs::remove_file(&stale).with_context(|| format!("cannot remove {}", stale.display()))?;
     }
-    for (name, ptx) in &compiled {
-        let path = prebuilt(name);
+    for Compiled { path, ptx } in &compiled {
         fs::create_dir_all(path.parent().unwrap_or(root()))?;
-        fs::write(&path, ptx).with_context(|| format!("cannot write {}", path.display()))?;
-        println!("kernels/prebuilt/{name}.ptx: {} kernels, {} bytes", entries(ptx).len(), ptx.len());
+        fs::write(path, ptx).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("{}: {} kernels, {} bytes", shown(path), entries(ptx).len(), ptx.len());
     }
     check_committed(&sources).map(drop)
 }
@@ -87,11 +102,11 @@ fn check_committed(sources: &Sources) -> Result<u64> {
     let stale = leftovers(sources)?;
     ensure!(stale.is_empty(), "PTX without a source: {stale:?}; run `cargo xtask ptx`");
     let mut kernels = 0;
-    for (name, source) in &sources.units {
-        let path = prebuilt(name);
+    let units = sources.units.iter().map(|unit| (prebuilt(&unit.0), unit));
+    for (path, (name, source)) in units.chain(sources.test_units.iter().map(|unit| (beside_tests(&unit.0), unit))) {
         let ptx = fs::read_to_string(&path)
             .with_context(|| format!("cannot read {}: run `cargo xtask ptx`", path.display()))?;
-        check_ptx(&ptx, &sources.hash(name, source)).with_context(|| format!("kernels/prebuilt/{name}.ptx"))?;
+        check_ptx(&ptx, &sources.hash(name, source)).with_context(|| shown(&path))?;
         kernels += entries(&ptx).len() as u64;
     }
     ensure!(kernels > 0, "there is no kernel in kernels/");
@@ -113,28 +128,27 @@ fn check_ptx(ptx: &str, hash: &str) -> Result<()> {
 }
 
 fn check_recompiled(sources: &Sources, limit: Duration) -> Result<()> {
-    for (name, ptx) in compile(sources, limit)? {
-        let committed = fs::read_to_string(prebuilt(&name))?;
-        ensure!(
-            committed == ptx,
-            "kernels/prebuilt/{name}.ptx is not what its source compiles to: run `cargo xtask ptx`"
-        );
-        println!("kernels/prebuilt/{name}.ptx is what its source compiles to");
+    for Compiled { path, ptx } in compile(sources, limit)? {
+        let committed = fs::read_to_string(&path)?;
+        ensure!(committed == ptx, "{} is not what its source compiles to: run `cargo xtask ptx`", shown(&path));
+        println!("{} is what its source compiles to", shown(&path));
     }
     Ok(())
 }
 
 /// The PTX of every unit, as it is committed.
-fn compile(sources: &Sources, limit: Duration) -> Result<Vec<(String, String)>> {
+fn compile(sources: &Sources, limit: Duration) -> Result<Vec<Compiled>> {
     let files = wheels::NVRTC.ensure(limit)?;
     let nvrtc = Nvrtc::load(&files.join("nvidia/cuda_nvrtc/lib/libnvrtc.so.12"))?;
-    let one = |(name, source): &(String, String)| {
+    let one = |folder: &str, path: PathBuf, (name, source): &(String, String)| {
         let ptx = nvrtc.compile(&format!("{name}.cu"), source, &sources.headers)?;
         let hash = sources.hash(name, source);
-        let head = format!("// Made by `cargo xtask ptx` from kernels/{name}.cu: do not edit.\n// Sources: {hash}\n");
-        Ok((name.clone(), head + &ptx))
+        let head = format!("// Made by `cargo xtask ptx` from {folder}/{name}.cu: do not edit.\n// Sources: {hash}\n");
+        Ok(Compiled { path, ptx: head + &ptx })
     };
-    sources.units.iter().map(one).collect()
+    let units = sources.units.iter().map(|unit| one("kernels", prebuilt(&unit.0), unit));
+    let tests = sources.test_units.iter().map(|unit| one("emulator/tests/kernels", beside_tests(&unit.0), unit));
+    units.chain(tests).collect()
 }
 
 /// PTX that no unit stands for.

@@ -15,6 +15,8 @@ use crate::workspace::root;
 pub(crate) struct Sources {
     /// `kernels/*.cu`, by their names without the ending.
     pub(crate) units: Vec<(String, String)>,
+    /// `emulator/tests/kernels/*.cu`, likewise.
+    pub(crate) test_units: Vec<(String, String)>,
     /// `kernels/include/*.cuh`, by the names under which they are included.
     pub(crate) headers: Vec<(String, String)>,
 }
@@ -23,9 +25,12 @@ impl Sources {
     /// Reads what stands in the repository.
     pub(crate) fn read() -> Result<Self> {
         let strip = |(name, text): (String, String)| (name.trim_end_matches(".cu").to_owned(), text);
-        let units: Vec<_> = files(&root().join("kernels"), "cu")?.into_iter().map(strip).collect();
+        let units = |folder: &str| -> Result<Vec<_>> {
+            Ok(files(&root().join(folder), "cu")?.into_iter().map(strip).collect())
+        };
+        let (units, test_units) = (units("kernels")?, units("emulator/tests/kernels")?);
         ensure!(!units.is_empty(), "there is no kernels/*.cu");
-        Ok(Self { units, headers: files(&root().join("kernels/include"), "cuh")? })
+        Ok(Self { units, test_units, headers: files(&root().join("kernels/include"), "cuh")? })
     }
 
     /// What a unit's PTX depends on, as 64 hexadecimal digits: its text, all headers, the compiler and how it is called.
@@ -72,7 +77,8 @@ mod tests {
     fn the_hash_is_of_everything_and_of_nothing_else() {
         let text = |text: &str| text.to_owned();
         let headers = vec![(text("a.cuh"), text("a")), (text("b.cuh"), text("b"))];
-        let sources = Sources { units: vec![(text("x"), text("x"))], headers: headers.clone() };
+        let units = vec![(text("x"), text("x"))];
+        let sources = Sources { units, test_units: Vec::new(), headers: headers.clone() };
         let hash = sources.hash("x", "x");
         assert_eq!(hash.len(), 64);
         assert_eq!(hash, sources.hash("x", "x"));

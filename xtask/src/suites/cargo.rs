@@ -6,12 +6,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use super::Context;
-use crate::workspace::{cargo, root, target};
+use crate::workspace::{WORKSPACE, cargo, root, target};
 use crate::{conformance, fuzzing, setup, soak};
 
 /// The sets of features that are built and linted. Packages besides kolo use its default features, so only kolo itself is
 /// built without them.
-const FEATURE_SETS: &[&[&str]] = &[&["--workspace"], &["--package", "kolo", "--no-default-features"]];
+const FEATURE_SETS: &[&[&str]] = &[WORKSPACE, &["--package", "kolo", "--no-default-features"]];
 
 /// Tests under mpirun that break things on purpose and take their time: a suite of their own.
 const FAULTS: &str = "faults";
@@ -46,25 +46,26 @@ pub(crate) fn clippy(context: &Context) -> Result<()> {
 }
 
 pub(crate) fn docs(context: &Context) -> Result<()> {
-    context.run(cargo(&["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))?;
+    let mut command = cargo(&["doc", "--quiet", "--no-deps"]);
+    context.run(command.args(WORKSPACE).env("RUSTDOCFLAGS", "--deny warnings"))?;
     context.count(1);
     Ok(())
 }
 
 pub(crate) fn build(context: &Context) -> Result<()> {
-    context.run(&mut cargo(&["test", "--quiet", "--workspace", "--no-run"]))?;
-    context.run(&mut cargo(&["build", "--quiet", "--workspace", "--release", "--examples"]))?;
+    context.run(cargo(&["test", "--quiet", "--no-run"]).args(WORKSPACE))?;
+    context.run(cargo(&["build", "--quiet", "--release", "--examples"]).args(WORKSPACE))?;
     context.count(2);
     Ok(())
 }
 
 pub(crate) fn unit(context: &Context) -> Result<()> {
-    context.run(&mut cargo(&["test", "--quiet", "--workspace", "--lib", "--bins", "--no-fail-fast"]))?;
+    context.run(cargo(&["test", "--quiet", "--lib", "--bins", "--no-fail-fast"]).args(WORKSPACE))?;
     context.need_tests()
 }
 
 pub(crate) fn doctests(context: &Context) -> Result<()> {
-    context.run(&mut cargo(&["test", "--quiet", "--workspace", "--doc", "--no-fail-fast"]))?;
+    context.run(cargo(&["test", "--quiet", "--doc", "--no-fail-fast"]).args(WORKSPACE))?;
     context.need_tests()
 }
 
@@ -75,7 +76,8 @@ pub(crate) fn mpi(context: &Context) -> Result<()> {
 /// Runs the tests that start mpirun with the settings that `prepare` adds.
 pub(crate) fn mpi_with(context: &Context, prepare: impl Fn(&mut Command)) -> Result<()> {
     // Of the workspace, and not of each package: features are those that all was built with, and nothing is built twice.
-    let mut command = cargo(&["test", "--quiet", "--no-fail-fast", "--workspace"]);
+    let mut command = cargo(&["test", "--quiet", "--no-fail-fast"]);
+    command.args(WORKSPACE);
     for directory in ["tests", "bench/tests"] {
         for name in test_files(directory)? {
             command.args(["--test", &name]);
@@ -139,8 +141,8 @@ fn has_toolchain(name: &str) -> bool {
 
 pub(crate) fn seeds(context: &Context) -> Result<()> {
     // As the suite `unit` built it: what another build would win in time, it costs to compile.
-    let mut command = cargo(&["test", "--quiet", "--workspace", "--lib", "seeded"]);
-    context.run(command.env("KOLO_SEEDS", "10000"))?;
+    let mut command = cargo(&["test", "--quiet", "--lib"]);
+    context.run(command.args(WORKSPACE).arg("seeded").env("KOLO_SEEDS", "10000"))?;
     context.need_tests()
 }
 
@@ -199,7 +201,7 @@ pub(crate) fn msrv(context: &Context) -> Result<()> {
         return Ok(());
     }
     let mut command = Command::new("rustup");
-    command.args(["run", oldest, "cargo", "check", "--quiet", "--workspace", "--all-targets"]);
+    command.args(["run", oldest, "cargo", "check", "--quiet", "--all-targets"]).args(WORKSPACE);
     command.env_remove("RUSTUP_TOOLCHAIN").env("CARGO_TARGET_DIR", target().join("msrv")).current_dir(root());
     context.run(&mut command)?;
     context.count(1);

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: named suites, each within a time budget of its own.
 
 mod cargo;
+mod emulator;
 mod examples;
 mod floors;
 mod hosts;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Context, cargo, examples, floors, hosts, mpich, package, ptx, readme, unsafety, words};
+use super::{Context, cargo, emulator, examples, floors, hosts, mpich, package, ptx, readme, unsafety, words};
 
 /// A named part of the tests.
 pub(crate) struct Suite {
@@ -63,6 +63,7 @@ pub(crate) const SUITES: &[Suite] = &[
     suite("examples", 70, "examples", "every example on 2 ranks", examples::run),
     suite("readme", 10, "blocks", "the shell commands of README.md", readme::run),
     long("package", 100, "checks", "the package holds what it needs and builds by itself", package::run),
+    long("emulator", 150, "tests", "the CUDA driver on host memory, and every kernel on it", emulator::run),
     long("downstream", 140, "checks", "a crate that uses kolo as a stranger would, on 2 ranks", examples::downstream),
     long("ptx", 150, "kernels", "the committed PTX, and what ptxas says of the kernels on newer GPUs", ptx::run),
     long("loom", 360, "tests", "the shared-memory protocol under every interleaving", cargo::loom),
