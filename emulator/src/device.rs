@@ -104,13 +104,20 @@ fn attribute(number: c_int) -> Result<u32> {
         82 => 65_536,
         // Managed memory, one board of its own, pageable memory of the host, and what follows from them: none.
         83 | 84 | 85 | 86 | 88 | 89 | 90 | 100 => 0,
-        // Stream memory operations; cooperative launches.
-        92 | 93 | 122 | 123 => 1,
+        // Waits and writes of a stream, of 32 bits and not of 64; cooperative launches.
+        92 | 122 => 1,
+        93 | 123 => 0,
         95 => 1,
         97 => SHARED_ON_REQUEST,
-        99 | 101 => u32::from(number == 99),
+        99 => 1,
+        // Memory by handles (cuMemCreate): none.
+        101..=105 => 0,
+        106 => 16,
         115 => settings.pools.into(),
-        119 => 0,
+        // Reads of other cards, handles of pools.
+        116 | 119 => 0,
+        // Events between processes.
+        125 => 1,
         _ => return Err(codes::INVALID_VALUE),
     })
 }

@@ -175,13 +175,37 @@ impl In<c_char> {
 
 /// Defines functions of the driver API. `at LEVEL` says what must hold before the body runs.
 macro_rules! api {
-    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) at $level:ident |$call:pat_param| $body:block)*) => { $(
-        $(#[$doc])*
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) at $level:ident |$call:pat_param| $body:block)*) => {
+        /// The names of the functions that this module defines.
+        pub(crate) const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+        $($(#[$doc])*
         #[unsafe(no_mangle)]
         pub(crate) extern "C" fn $name($($arg: $type),*) -> u32 {
             $crate::entry::enter(stringify!($name), $crate::entry::Level::$level, |$call| $body)
-        }
-    )* };
+        })*
+    };
+}
+
+/// Whether a function of this name is exported.
+pub(crate) fn exports(name: &str) -> bool {
+    use crate::{context, copy, device, event, graph, host_memory, ipc, launch, memory, module, pool, stream};
+    let modules = [
+        NAMES,
+        context::NAMES,
+        copy::NAMES,
+        device::NAMES,
+        event::NAMES,
+        graph::NAMES,
+        host_memory::NAMES,
+        ipc::NAMES,
+        launch::NAMES,
+        memory::NAMES,
+        module::NAMES,
+        pool::NAMES,
+        stream::NAMES,
+    ];
+    modules.iter().any(|names| names.contains(&name))
 }
 
 /// Prints what an operation's failure was; the code that reaches the caller later says much less.

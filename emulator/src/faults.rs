@@ -13,11 +13,12 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::codes::{self, Code};
-use crate::entry::In;
+use crate::entry::{self, In};
 use crate::settings;
 
-/// The kinds of operations that streams carry out.
-const OPERATIONS: &[&str] = &["kernel", "copy", "set", "event", "host", "free"];
+/// The kinds of operations that may fail, and those that may be late besides.
+const FALLIBLE: &[&str] = &["kernel", "copy", "set", "host"];
+const OTHERS: &[&str] = &["event", "free"];
 
 #[derive(Debug, PartialEq)]
 struct Fault {
@@ -46,13 +47,18 @@ fn plan() -> &'static Plan {
     })
 }
 
-/// Whether a name is that of a call, of an operation, or of none at all, which means all of them.
-pub(crate) fn known(name: &str) -> Result<&str, String> {
+/// Checks that a name is that of a kind, or of a kernel. A fault under a wrong name would never happen.
+fn kind<'a>(name: &'a str, kinds: &[&str]) -> Result<&'a str, String> {
     let kernel = name.strip_prefix("kernel/").is_some_and(|kernel| !kernel.is_empty());
-    if name.is_empty() || name.starts_with("cu") || kernel || OPERATIONS.contains(&name) {
+    if kernel || kinds.contains(&name) {
         return Ok(name);
     }
-    Err(format!("{name:?} is neither a call (cu..) nor one of {}, kernel/NAME", OPERATIONS.join(", ")))
+    Err(format!("{name:?} is none of {}, kernel/NAME", kinds.join(", ")))
+}
+
+/// What a delay is for; nothing stands for everything.
+pub(crate) fn delayed(name: &str) -> Result<&str, String> {
+    if name.is_empty() { Ok(name) } else { kind(name, &[FALLIBLE, OTHERS].concat()) }
 }
 
 fn parse(text: &str) -> Result<Vec<Fault>, String> {
@@ -66,10 +72,11 @@ fn parse_one(entry: &str) -> Result<Fault, String> {
     let (which, and_later) = which.strip_suffix('+').map_or((which, false), |first| (first, true));
     let first = which.parse().ok().filter(|&first| first > 0);
     let first = first.ok_or_else(|| format!("the fault {entry:?}: {which:?} is not which of them"))?;
-    if what.is_empty() {
-        return Err(format!("the fault {entry:?} names nothing"));
+    if !entry::exports(what) {
+        kind(what, FALLIBLE)
+            .map_err(|message| format!("the fault {entry:?}: {message}, and no function of the API"))?;
     }
-    Ok(Fault { what: known(what)?.to_owned(), first, and_later, code, seen: 0 })
+    Ok(Fault { what: what.to_owned(), first, and_later, code, seen: 0 })
 }
 
 /// The code that this call is to return, if it is one that is to fail.
@@ -129,9 +136,24 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_named() {
-        for text in ["cuInit", "cuInit=1234567", "cuInit:0=1", "kernle=719", "kernel/=719", ":2=719", "cuInit:x=1"] {
+        for text in [
+            "cuInit",
+            "cuInit=1234567",
+            "cuInit:0=1",
+            "kernle=719",
+            "kernel/=719",
+            ":2=719",
+            "cuInit:x=1",
+            "cuMemAlloc=2",
+        ] {
             assert!(parse(text).unwrap_err().len() > 10, "{text}");
         }
+    }
+
+    #[test]
+    fn delays_and_faults_have_names_of_their_own() {
+        assert!(delayed("").is_ok() && delayed("free").is_ok() && delayed("kernel/kolo_pack").is_ok());
+        assert!(delayed("cuInit").is_err() && parse("free=719").is_err());
     }
 
     #[test]

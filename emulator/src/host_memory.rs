@@ -41,7 +41,7 @@ api! {
         memory::free(context, address, |kind| kind == Kind::Pinned)
     }
 
-    /// Pins memory of the program. The driver pins whole pages; so the range that is known is whole pages as well.
+    /// Pins memory of the program, of which no part may be pinned already.
     fn cuMemHostRegister_v2(address: usize, bytes: usize, flags: c_uint) at Context |call| {
         graph::forbid_in_capture(call.context()?)?;
         if address == 0 || bytes == 0 || flags & !REGISTER_FLAGS != 0 {

@@ -15,6 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::codes::{self, Result};
+use crate::device;
 use crate::entry::Out;
 use crate::event;
 use crate::graph;
@@ -37,13 +38,15 @@ pub(crate) struct Handle {
     inside: u64,
     offset: u64,
     bytes: u64,
-    unused: [u64; 2],
+    /// The device that it lies on.
+    device: u64,
+    unused: u64,
 }
 
 const _: () = assert!(size_of::<Handle>() == 64);
 
 impl Handle {
-    fn of(pages: &Pages, magic: u64, bytes: usize) -> Result<Self> {
+    fn of(pages: &Pages, magic: u64, bytes: usize, device: usize) -> Result<Self> {
         let file = File::from(pages.file().try_clone_to_owned().map_err(|_| codes::OPERATING_SYSTEM)?);
         Ok(Self {
             magic,
@@ -53,7 +56,8 @@ impl Handle {
             inside: pages.inside() as u64,
             offset: pages.offset() as u64,
             bytes: bytes as u64,
-            unused: [0; 2],
+            device: device as u64,
+            unused: 0,
         })
     }
 
@@ -187,7 +191,8 @@ api! {
         let found = memory::find(address as usize, 1).filter(|found| matches!(found.kind, Kind::Device(_)));
         let found = found.ok_or(codes::INVALID_VALUE)?;
         let pages = found.pages.as_ref().ok_or(codes::INVALID_VALUE)?;
-        handle.set(Handle::of(pages, MEMORY, found.bytes)?)
+        let Kind::Device(ordinal) = found.kind else { return Err(codes::INVALID_VALUE) };
+        handle.set(Handle::of(pages, MEMORY, found.bytes, device::device(ordinal)?.physical)?)
     }
 
     /// Maps memory of another process. The only flag there is must be given.
@@ -196,6 +201,9 @@ api! {
         graph::forbid_in_capture(context)?;
         if flags != 1 {
             return Err(codes::INVALID_VALUE);
+        }
+        if handle.device != context.device().physical as u64 && !settings().peers {
+            return Err(codes::PEER_ACCESS_UNSUPPORTED);
         }
         let mut opened = opened();
         let known = opened.iter_mut().find(|open| (open.process, open.inode) == (handle.process, handle.inode));
@@ -221,10 +229,11 @@ api! {
     }
 
     /// A handle by which other processes open an event that was made for it.
-    fn cuIpcGetEventHandle(handle: Out<Handle>, event: usize) at Context |_| {
+    fn cuIpcGetEventHandle(handle: Out<Handle>, event: usize) at Context |call| {
         let event = event::of(event)?;
         let shared = event.shared().ok_or(codes::INVALID_VALUE)?;
-        handle.set(Handle::of(&shared.pages, EVENT, size_of::<Counters>())?)
+        let device = call.context()?.device().physical;
+        handle.set(Handle::of(&shared.pages, EVENT, size_of::<Counters>(), device)?)
     }
 
     /// Opens an event of another process.

@@ -99,6 +99,15 @@ impl Launch {
     }
 }
 
+/// Queues a launch. Kernel and stream must be of one context: a program with two devices mixes them up easily.
+fn submit(handle: usize, launch: Launch) -> Result<()> {
+    let stream = stream::of(handle)?;
+    if launch.function.context != stream.context.handle {
+        return Err(codes::INVALID_HANDLE);
+    }
+    graph::submit(&stream, Work::Launch(Arc::new(launch)))
+}
+
 api! {
     /// Queues a kernel.
     fn cuLaunchKernel(
@@ -118,8 +127,7 @@ api! {
             return Err(codes::NOT_SUPPORTED);
         }
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        let launch = Launch::new(function, grid, block, shared, parameters, false)?;
-        graph::submit(&stream::of(handle)?, Work::Launch(Arc::new(launch)))
+        submit(handle, Launch::new(function, grid, block, shared, parameters, false)?)
     }
 
     /// Queues a kernel whose blocks all run together.
@@ -136,8 +144,7 @@ api! {
         parameters: In<In<u8>>,
     ) at Context |_| {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        let launch = Launch::new(function, grid, block, shared, parameters, true)?;
-        graph::submit(&stream::of(handle)?, Work::Launch(Arc::new(launch)))
+        submit(handle, Launch::new(function, grid, block, shared, parameters, true)?)
     }
 
     /// Blocks a multiprocessor: so many that all multiprocessors have what runs together here.

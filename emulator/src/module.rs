@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::codes::{self, Result};
+use crate::context::Context;
 use crate::device::{MAX_THREADS, SHARED, SHARED_ON_REQUEST};
 use crate::entry::{self, In, Out};
 use crate::graph;
@@ -22,12 +23,16 @@ const TARGET: u32 = 70;
 const BINARIES: [[u8; 4]; 2] = [*b"\x7fELF", [0x50, 0xed, 0x55, 0xba]];
 
 struct Module {
+    /// The handle of the context that it was loaded in.
+    context: usize,
     entries: Vec<ptx::Entry>,
 }
 
 /// A kernel of a loaded module.
 pub(crate) struct Function {
     module: usize,
+    /// The handle of its module's context.
+    pub(crate) context: usize,
     pub(crate) name: String,
     pub(crate) kernel: &'static Kernel,
     pub(crate) sizes: Vec<usize>,
@@ -58,7 +63,7 @@ pub(crate) fn count() -> usize {
     MODULES.count()
 }
 
-fn load(text: &str) -> Result<usize> {
+fn load(context: &Context, text: &str) -> Result<usize> {
     let text = ptx::parse(text).map_err(|message| {
         entry::complain(&format!("this is no PTX: {message}"));
         codes::INVALID_PTX
@@ -82,10 +87,10 @@ fn load(text: &str) -> Result<usize> {
             return Err(codes::INVALID_IMAGE);
         }
     }
-    Ok(MODULES.add(|_| Module { entries: text.entries }).0)
+    Ok(MODULES.add(|_| Module { context: context.handle, entries: text.entries }).0)
 }
 
-fn load_image(image: In<c_char>) -> Result<usize> {
+fn load_image(context: &Context, image: In<c_char>) -> Result<usize> {
     // The magic numbers have no zeros before their end, so a text that is shorter is not read beyond it.
     let mut magic = [0; 4];
     for (at, byte) in magic.iter_mut().enumerate() {
@@ -98,7 +103,7 @@ fn load_image(image: In<c_char>) -> Result<usize> {
         entry::complain("binaries for a GPU cannot be run, only PTX whose source was compiled for the host");
         return Err(codes::NO_BINARY_FOR_GPU);
     }
-    load(&image.text()?)
+    load(context, &image.text()?)
 }
 
 fn get_function(module: usize, name: &str) -> Result<usize> {
@@ -110,6 +115,7 @@ fn get_function(module: usize, name: &str) -> Result<usize> {
     })?;
     let function = |_| Function {
         module,
+        context: found.context,
         name: name.to_owned(),
         kernel,
         sizes: entry.parameters.clone(),
@@ -124,7 +130,7 @@ api! {
     /// Loads PTX text.
     fn cuModuleLoadData(module: Out<usize>, image: In<c_char>) at Context |call| {
         graph::forbid_in_capture(call.context()?)?;
-        module.set(load_image(image)?)
+        module.set(load_image(call.context()?, image)?)
     }
 
     /// Loads PTX text. The options of the compiler mean nothing here.
@@ -136,7 +142,7 @@ api! {
         _values: usize,
     ) at Context |call| {
         graph::forbid_in_capture(call.context()?)?;
-        module.set(load_image(image)?)
+        module.set(load_image(call.context()?, image)?)
     }
 
     /// Loads a file of PTX.
@@ -146,7 +152,7 @@ api! {
         if BINARIES.iter().any(|magic| bytes.starts_with(magic)) {
             return Err(codes::NO_BINARY_FOR_GPU);
         }
-        module.set(load(&String::from_utf8_lossy(&bytes))?)
+        module.set(load(call.context()?, &String::from_utf8_lossy(&bytes))?)
     }
 
     /// Forgets a module and its functions. Launches that are queued still happen.

@@ -28,17 +28,50 @@ pub(crate) struct Settings {
     pub(crate) kernels: Vec<String>,
 }
 
+/// All variables, for a look at those that are misspelt.
+const NAMES: &[&str] = &[
+    "DEVICES",
+    "MEMORY",
+    "POOLS",
+    "PEERS",
+    "SPIN_LIMIT_MS",
+    "BLOCKS",
+    "ORDER",
+    "FIBERS",
+    "KERNELS",
+    "FAULTS",
+    "DELAYS",
+    "TRACE",
+    "LEAKS",
+];
+const PREFIX: &str = "KOLO_EMULATOR_";
+/// What the tests of this crate tell their own processes.
+const OF_TESTS: &str = "TEST_";
+
 /// The settings; those of the first call stay.
 pub(crate) fn settings() -> &'static Settings {
     static SETTINGS: OnceLock<Settings> = OnceLock::new();
     SETTINGS.get_or_init(|| {
         let read = |name: &str| std::env::var(name).ok();
-        match Settings::parse(&read) {
+        let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+        match check_names(names).and_then(|()| Settings::parse(&read)) {
             Ok(settings) => settings,
             // A test whose settings are wrong proves nothing, and a wrong code would say less than this.
             Err(message) => panic!("kolo emulator: {message}"),
         }
     })
+}
+
+/// A variable that nobody reads does nothing, and a test that sets it proves nothing.
+fn check_names(mut names: impl Iterator<Item = String>) -> Result<(), String> {
+    let is_wrong = |name: &String| {
+        let own = name.strip_prefix(PREFIX);
+        own.is_some_and(|rest| !NAMES.contains(&rest) && !rest.starts_with(OF_TESTS))
+    };
+    match names.find(is_wrong) {
+        Some(name) => Err(format!("there is no variable {name}: {PREFIX} is followed by one of {}", NAMES.join(", "))),
+        None => Ok(()),
+    }
 }
 
 impl Settings {
@@ -117,7 +150,7 @@ pub(crate) fn delays(text: &str) -> Result<Vec<(String, Duration)>, String> {
     let parse = |entry: &str| {
         let (name, micros) = entry.split_once('=').unwrap_or(("", entry));
         let micros = micros.parse().map_err(|_| format!("the delay {entry:?}: it takes NAME=MICROSECONDS"))?;
-        Ok((faults::known(name)?.to_owned(), Duration::from_micros(micros)))
+        Ok((faults::delayed(name)?.to_owned(), Duration::from_micros(micros)))
     };
     entries.map(parse).collect()
 }
@@ -165,6 +198,14 @@ mod tests {
             assert!(parsed(&[(name, value)]).unwrap_err().contains(name));
         }
         assert_eq!(parsed(&[("KOLO_EMULATOR_MEMORY", "64MiB")]).unwrap().memory, 64 << 20);
+    }
+
+    #[test]
+    fn misspelt_variables_are_found() {
+        let check = |name: &str| check_names([name.to_owned()].into_iter());
+        assert!(check("KOLO_EMULATOR_FAULT").unwrap_err().contains("KOLO_EMULATOR_FAULT"));
+        assert!(check("KOLO_EMULATOR_FAULTS").is_ok() && check("KOLO_EMULATOR_TEST_ROLE").is_ok());
+        assert!(check("KOLO_DEADLINE").is_ok());
     }
 
     #[test]

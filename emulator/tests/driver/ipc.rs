@@ -120,6 +120,28 @@ two_processes!(what_may_not_be_shared_is_refused,
     }
 );
 
+two_processes!(memory_of_a_device_that_is_out_of_reach_is_refused,
+    env = [("KOLO_EMULATOR_DEVICES", "2"), ("KOLO_EMULATOR_PEERS", "0")],
+    first: |link| {
+        let (_context, _stream) = gpu();
+        let memory = allocate(100);
+        export(&mut link, memory);
+        link.meet();
+        free(memory);
+        link.join();
+    },
+    second: |link| {
+        let handle = handle_of(link.receive());
+        let near = CudaContext::new(0).unwrap();
+        near.bind_to_thread().unwrap();
+        close(open(handle, LAZY).unwrap());
+        let far = CudaContext::new(1).unwrap();
+        far.bind_to_thread().unwrap();
+        assert_eq!(open(handle, LAZY), Err(sys::CUresult::CUDA_ERROR_PEER_ACCESS_UNSUPPORTED));
+        link.meet();
+    }
+);
+
 two_processes!(memory_outlives_the_process_that_made_it,
     first: |link| {
         let (_context, _stream) = gpu();

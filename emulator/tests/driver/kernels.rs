@@ -98,6 +98,17 @@ case!(launches_are_checked, || {
     assert_eq!(code(launched(LaunchConfig { block_dim: (32, 32, 2), ..blocks_of(1, 32) })), refused);
 });
 
+case!(kernel_and_stream_are_of_one_device, env = [("KOLO_EMULATOR_DEVICES", "2")], || {
+    let (context, _stream) = gpu();
+    let function = kernel(&context, BASIC, "kolo_test_trap");
+    let other = CudaContext::new(1).unwrap().new_stream().unwrap();
+    let mut launch = other.launch_builder(&function);
+    launch.arg(&0_u64);
+    // SAFETY: refused.
+    let mixed = unsafe { launch.launch(blocks_of(1, 1)) };
+    assert_eq!(code(mixed.map(drop)), sys::CUresult::CUDA_ERROR_INVALID_HANDLE);
+});
+
 case!(what_is_no_module_is_refused, || {
     let (context, _stream) = gpu();
     let load = |text: &str| context.load_module(Ptx::from_src(text)).map(drop);

@@ -40,7 +40,9 @@ arguments! {
     struct Tensor { address: u64, scale: f64 }
     struct Tile { in_tensor: u64, in_fused: u64, tensor: u32, count: u32 }
     struct Move { tiles: u64, tensors: u64, fused: u64, tile_count: u32, unpack: u32 }
-    struct Reduce { inputs: [u64; 8], output: u64, count: u64, divide_by: u64, postscale: f64, n: u32, unused: u32 }
+    struct Reduce {
+        inputs: [u64; 8], outputs: [u64; 8], count: u64, divide_by: u64, postscale: f64, n: u32, m: u32,
+    }
     struct Squares { moved: Move, sums: u64 }
     struct Total { sums: u64, result: u64, max_norm: f64, unscale: f64, count: u32, unused: u32 }
     struct Norm { norm: f64, factor: f64, finite: u32, unused: u32 }
@@ -49,7 +51,7 @@ arguments! {
     struct Totals { sums: u64, firsts: u64, totals: u64, tensors: u32, pairs: u32 }
     struct Combine { reduce: Reduce, tiles: u64, weights: u64, tile_count: u32, unused: u32 }
     struct Team { flags: [u64; 8], error: u64, patience: u64, ranks: u32, rank: u32 }
-    struct Peers { team: Team, reduce: Reduce, outputs: [u64; 8], settle: u32, unused: u32 }
+    struct Peers { team: Team, reduce: Reduce, settle: u32, unused: u32 }
     struct Parameter { values: u64, gradient: u64, first: u64, second: u64, step: f64, root: f64, fresh: u32, unused: u32 }
     struct Update { tiles: u64, parameters: u64, norm: u64, tile_count: u32, unused: u32 }
     struct Sgd { update: Update, rate: f64, momentum: f64, share: f64, decay: f64, flags: u32, unused: u32 }
@@ -134,6 +136,16 @@ impl Drop for Gpu {
     }
 }
 
+impl Reduce {
+    fn of(inputs: &[u64], outputs: &[u64], count: usize) -> Self {
+        let (n, m) = (inputs.len() as u32, outputs.len() as u32);
+        let mut argument = Self { count: count as u64, divide_by: 1, postscale: 1.0, n, m, ..Self::default() };
+        argument.inputs[..inputs.len()].copy_from_slice(inputs);
+        argument.outputs[..outputs.len()].copy_from_slice(outputs);
+        argument
+    }
+}
+
 /// Whole numbers from `least` to `most`, in no order.
 fn numbers(count: usize, least: i32, most: i32, seed: usize) -> Vec<f64> {
     (0..count)
@@ -195,20 +207,21 @@ fn reductions(gpu: &Gpu) {
             for odd in [false, true] {
                 let place =
                     |values: &Vec<f64>| if odd { gpu.odd_elements(kind, values) } else { gpu.elements(kind, values) };
-                let output = gpu.elements(kind, &vec![0.0; COUNT]);
-                let mut argument =
-                    Reduce { output, count: COUNT as u64, divide_by: 1, postscale: 1.0, n: 3, ..Reduce::default() };
-                inputs.iter().zip(&mut argument.inputs).for_each(|(values, input)| *input = place(values));
+                let outputs = [gpu.elements(kind, &vec![0.0; COUNT]), gpu.odd_elements(kind, &vec![0.0; COUNT])];
+                let places: Vec<u64> = inputs.iter().map(place).collect();
                 let kernel = format!("kolo_reduce_{name}_{kind}");
-                gpu.launch("reduce", &kernel, 2, &argument);
-                assert_eq!(gpu.read(kind, output, COUNT), expected, "{kernel}");
+                // One output, and both.
+                for outputs in [&outputs[..1], &outputs] {
+                    gpu.launch("reduce", &kernel, 2, &Reduce::of(&places, outputs, COUNT));
+                    for &output in outputs {
+                        assert_eq!(gpu.read(kind, output, COUNT), expected, "{kernel}");
+                    }
+                }
             }
         }
         let values: Vec<f64> = numbers(COUNT, 0, 20, 4).iter().map(|value| value * 2.0).collect();
         let (input, output) = (gpu.elements(kind, &values), gpu.elements(kind, &vec![0.0; COUNT]));
-        let mut argument =
-            Reduce { output, count: COUNT as u64, divide_by: 2, postscale: 3.0, n: 1, ..Reduce::default() };
-        argument.inputs[0] = input;
+        let argument = Reduce { divide_by: 2, postscale: 3.0, ..Reduce::of(&[input], &[output], COUNT) };
         gpu.launch("reduce", &format!("kolo_scale_{kind}"), 2, &argument);
         let expected: Vec<f64> = values.iter().map(|value| value / 2.0 * 3.0).collect();
         assert_eq!(gpu.read(kind, output, COUNT), expected, "{kind}");
@@ -218,9 +231,7 @@ fn reductions(gpu: &Gpu) {
     for (name, fold) in bits {
         let inputs = [numbers(COUNT, 0, 255, 5), numbers(COUNT, 0, 255, 6)];
         let output = gpu.elements("u8", &vec![0.0; COUNT]);
-        let mut argument =
-            Reduce { output, count: COUNT as u64, divide_by: 1, postscale: 1.0, n: 2, ..Reduce::default() };
-        argument.inputs[..2].copy_from_slice(&inputs.each_ref().map(|values| gpu.elements("u8", values)));
+        let argument = Reduce::of(&inputs.each_ref().map(|values| gpu.elements("u8", values)), &[output], COUNT);
         gpu.launch("reduce", &format!("kolo_reduce_{name}_bits"), 2, &argument);
         let expected: Vec<f64> = (0..COUNT).map(|at| fold(inputs[0][at] as u8, inputs[1][at] as u8).into()).collect();
         assert_eq!(gpu.read("u8", output, COUNT), expected, "{name}");
@@ -293,8 +304,7 @@ fn adasum(gpu: &Gpu) {
         gpu.launch("adasum", "kolo_dots_total", 1, &Totals { sums, firsts, totals, tensors: 1, pairs: 3 });
         assert_eq!(gpu.read("f64", totals, 3), of(0..COUNT), "{kind}");
         let (output, weights) = (gpu.elements(kind, &vec![0.0; COUNT]), gpu.elements("f64", &[2.0, 3.0]));
-        let mut reduce = Reduce { output, count: 0, divide_by: 1, postscale: 1.0, n: 2, ..Reduce::default() };
-        reduce.inputs[..2].copy_from_slice(&places);
+        let reduce = Reduce::of(&places, &[output], 0);
         let combine = Combine { reduce, tiles, weights, tile_count: 2, unused: 0 };
         gpu.launch("adasum", &format!("kolo_combine_{kind}"), 2, &combine);
         let expected: Vec<f64> = (0..COUNT).map(|at| 2.0 * inputs[0][at] + 3.0 * inputs[1][at]).collect();
@@ -314,30 +324,25 @@ fn peers(gpu: &Gpu) {
         team
     };
     for &kind in elements::FLOATS {
-        for shots in ["one", "two"] {
+        // One-shot: all of it, into the rank's own output. Two-shot: a half each, into both.
+        for slices in [[0..COUNT, 0..COUNT], [0..512, 512..COUNT]] {
             let inputs = [numbers(COUNT, -9, 9, 11), numbers(COUNT, -9, 9, 12)];
             let places = inputs.each_ref().map(|values| gpu.elements(kind, values));
-            let outputs = [(); 2].map(|()| gpu.elements(kind, &vec![0.0; COUNT]));
-            let kernel = format!("kolo_{shots}_shot_sum_{kind}");
+            let results = [(); 2].map(|()| gpu.elements(kind, &vec![0.0; COUNT]));
+            let kernel = format!("kolo_allreduce_sum_{kind}");
             for (rank, stream) in streams.iter().enumerate() {
-                let mut reduce = Reduce {
-                    output: outputs[rank],
-                    count: COUNT as u64,
-                    divide_by: 1,
-                    postscale: 2.0,
-                    n: 2,
-                    ..Reduce::default()
-                };
-                reduce.inputs[..2].copy_from_slice(&places);
-                let mut argument = Peers { team: team(rank), reduce, settle: 1, ..Peers::default() };
-                argument.outputs[..2].copy_from_slice(&outputs);
-                gpu.launch_on(stream, "peers", &kernel, 3, &argument);
+                let slice = &slices[rank];
+                let place = |address: u64| address + (slice.start * elements::bytes(kind)) as u64;
+                let own = [place(results[rank])];
+                let outputs = if slice.len() == COUNT { &own[..] } else { &results.map(place) };
+                let reduce = Reduce { postscale: 2.0, ..Reduce::of(&places.map(place), outputs, slice.len()) };
+                gpu.launch_on(stream, "peers", &kernel, 3, &Peers { team: team(rank), reduce, settle: 1, unused: 0 });
             }
             streams.iter().for_each(|stream| stream.synchronize().unwrap());
             let expected: Vec<f64> = (0..COUNT).map(|at| 2.0 * (inputs[0][at] + inputs[1][at])).collect();
             for rank in 0..2 {
                 assert_eq!(gpu.read("u32", errors[rank], 1), [0.0], "{kernel}");
-                assert_eq!(gpu.read(kind, outputs[rank], COUNT), expected, "{kernel}");
+                assert_eq!(gpu.read(kind, results[rank], COUNT), expected, "{kernel}");
             }
         }
     }
