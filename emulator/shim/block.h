@@ -2,7 +2,6 @@
 #pragma once
 
 #include <atomic>
-#include <pthread.h>
 #include <setjmp.h>
 
 #include "fiber.h"
@@ -63,7 +62,6 @@ struct Turn {
 // A thread of the system that runs blocks.
 struct Worker {
     Launch *launch;
-    pthread_t thread;
     // Where a failure of the kernel ends.
     sigjmp_buf escape;
     Fiber *fibers;

@@ -16,14 +16,15 @@ struct sigaction before[count];
 pthread_once_t once = PTHREAD_ONCE_INIT;
 
 // The workers by thread. A handler cannot use thread-local memory: a thread that never had any would have to allocate it.
+// A slot belongs to a thread while that thread's number stands in it; nobody else looks at its worker.
 constexpr int slots = 2048;
-std::atomic<Worker *> workers[slots];
+std::atomic<pthread_t> threads[slots];
+Worker *workers[slots];
 
 Worker *worker_of(pthread_t thread) {
-    for (std::atomic<Worker *> &slot : workers) {
-        Worker *const found = slot.load(std::memory_order_acquire);
-        if (found != nullptr && pthread_equal(found->thread, thread)) {
-            return found;
+    for (int index = 0; index < slots; index++) {
+        if (threads[index].load(std::memory_order_relaxed) == thread) {
+            return workers[index];
         }
     }
     return nullptr;
@@ -86,7 +87,6 @@ constexpr size_t stack_bytes = 64 << 10;
 
 Trap::Trap(Worker *worker) : slot(-1), stack(nullptr) {
     pthread_once(&once, install);
-    worker->thread = pthread_self();
     // A fiber that runs out of stack leaves none for a handler.
     sigaltstack(nullptr, &old);
     if ((old.ss_flags & SS_DISABLE) != 0) {
@@ -100,8 +100,10 @@ Trap::Trap(Worker *worker) : slot(-1), stack(nullptr) {
         sigaltstack(&own, nullptr);
     }
     for (int index = 0; index < slots; index++) {
-        Worker *none = nullptr;
-        if (workers[index].compare_exchange_strong(none, worker)) {
+        // No thread has the number 0.
+        pthread_t nobody = 0;
+        if (threads[index].compare_exchange_strong(nobody, pthread_self())) {
+            workers[index] = worker;
             slot = index;
             return;
         }
@@ -110,7 +112,8 @@ Trap::Trap(Worker *worker) : slot(-1), stack(nullptr) {
 
 Trap::~Trap() {
     if (slot >= 0) {
-        workers[slot].store(nullptr, std::memory_order_release);
+        workers[slot] = nullptr;
+        threads[slot].store(0, std::memory_order_release);
     }
     if (stack != nullptr) {
         sigaltstack(&old, nullptr);
