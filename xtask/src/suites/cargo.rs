@@ -52,8 +52,10 @@ pub(crate) fn docs(context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Compiles what the default suites run. The others compile what is theirs alone.
 pub(crate) fn build(context: &Context) -> Result<()> {
-    context.run(cargo(&["test", "--quiet", "--no-run"]).args(WORKSPACE))?;
+    let mut tests = cargo(&["test", "--quiet", "--no-run", "--lib", "--bins"]);
+    context.run(tests.args(WORKSPACE).args(mpi_tests()?))?;
     context.run(cargo(&["build", "--quiet", "--release", "--examples"]).args(WORKSPACE))?;
     context.count(2);
     Ok(())
@@ -77,15 +79,16 @@ pub(crate) fn mpi(context: &Context) -> Result<()> {
 pub(crate) fn mpi_with(context: &Context, prepare: impl Fn(&mut Command)) -> Result<()> {
     // Of the workspace, and not of each package: features are those that all was built with, and nothing is built twice.
     let mut command = cargo(&["test", "--quiet", "--no-fail-fast"]);
-    command.args(WORKSPACE);
-    for directory in ["tests", "bench/tests"] {
-        for name in test_files(directory)? {
-            command.args(["--test", &name]);
-        }
-    }
+    command.args(WORKSPACE).args(mpi_tests()?);
     prepare(&mut command);
     context.run(&mut command)?;
     context.need_tests()
+}
+
+/// How cargo is told of the test binaries of the suite mpi.
+fn mpi_tests() -> Result<Vec<String>> {
+    let names = [test_files("tests")?, test_files("bench/tests")?].concat();
+    Ok(names.into_iter().flat_map(|name| ["--test".to_owned(), name]).collect())
 }
 
 /// The names of the test binaries in `directory`, without those that have a suite of their own.
