@@ -18,6 +18,8 @@ use xtask::mpi;
 /// Far above what a job takes, for machines that are busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(120);
 const STEPS: usize = 300;
+/// A file that is there once a stopped rank has been seen.
+const SEEN: &str = "TEST_SEEN";
 
 /// A job of this test whose records lie in `directory`.
 fn job(ranks: usize, hosts: &str, directory: &Path) -> Job {
@@ -156,13 +158,17 @@ fn the_victim_of_a_kill_and_the_operation_are_named() {
 #[test]
 fn a_stopped_rank_is_seen_in_a_job_that_hangs() {
     if mpi::rank().is_some() {
-        // It goes on once the reader has looked.
+        // It goes on once the reader has looked: the signal may reach another thread first, and this one does not get far.
         rank(|| {
             kill_process(getpid(), Signal::STOP).expect("it may stop itself");
-            // The signal may reach another thread first; this one must not get far meanwhile.
-            std::thread::sleep(Duration::from_secs(1));
+            let seen = PathBuf::from(std::env::var_os(SEEN).expect("the test says where"));
+            while !seen.exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         });
     }
+    let marks = tempfile::tempdir().expect("a directory");
+    let (seen, mark) = (marks.path().join("seen"), marks.path().join("seen"));
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().to_owned();
     // The job has a deadline, and waits for its turn among those of the other tests: the reader lasts as long as it does.
@@ -182,6 +188,7 @@ fn a_stopped_rank_is_seen_in_a_job_that_hangs() {
             let Some(rank) = diagnosis.ranks.iter().find(stopped) else { continue };
             if diagnosis.divergences.first().is_some_and(|first| first.culprits == [1] && first.how == How::Missing) {
                 let pid = rustix::process::Pid::from_raw(rank.pid.cast_signed()).expect("a process");
+                fs::write(&mark, b"").expect("a mark");
                 kill_process(pid, Signal::CONT).expect("it may go on");
                 return diagnosis.to_string();
             }
@@ -190,6 +197,7 @@ fn a_stopped_rank_is_seen_in_a_job_that_hangs() {
     let finished = job(2, "", directory.path())
         .env("TEST_VICTIM", "1")
         .env("TEST_API", "named")
+        .env(SEEN, &seen)
         .try_self("a_stopped_rank_is_seen_in_a_job_that_hangs");
     over.store(true, Ordering::Release);
     let printed = reader.join().expect("the reader found it");

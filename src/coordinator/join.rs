@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::api::{Action, Ticket};
 use super::frame;
+use super::kind::Kind;
 use super::locals::Form;
-use super::request::{Kind, Request};
+use super::request::Request;
 use super::{Coordinator, NONE, poisoned};
 use crate::error::{Error, ranks_in_words};
 use crate::tensor::ReduceOp;

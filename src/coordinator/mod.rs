@@ -11,6 +11,7 @@ mod entry;
 mod frame;
 mod hosts;
 mod join;
+mod kind;
 mod locals;
 mod message;
 mod names;
@@ -35,7 +36,8 @@ pub(crate) use api::MAX_FRAME;
 pub(crate) use api::{Action, Batch, BatchItem, Event, Params, Ticket, Topology};
 pub(crate) use called::{check_user_name, step_name, without_step};
 pub(crate) use join::{JOIN, has_joined};
-pub(crate) use request::{Device, Group, Kind, Request, Spec};
+pub(crate) use kind::Kind;
+pub(crate) use request::{Device, Group, Request, Spec};
 pub(crate) use stall::Stalled;
 
 use crate::error::{Error, Result};
